@@ -1,0 +1,45 @@
+# make run    start the hub on http://127.0.0.1:8000
+# make test   the whole suite (as root it installs Chromium and PostgreSQL by apt where they are missing)
+# make check  the quick part: ruff, mypy, import-linter, unit tests
+# make bench NAME=start   one of benchmarks/ (QUICK=1 for a short run)
+# make clean  remove what these commands made, except marimohub-data/
+
+SHELL := /bin/sh
+BIN := .venv/bin
+PORT ?=
+
+.PHONY: run test check bench clean help setup-run setup-test
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup-run:
+	@sh .ci/setup run
+
+setup-test:
+	@sh .ci/setup test
+
+run: setup-run
+	@exec $(BIN)/marimohub $(if $(PORT),--port=$(PORT))
+
+check: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p marimohub
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m unit
+
+test: setup-test
+	@sh .ci/setup system
+	$(BIN)/python -m pytest
+
+bench: setup-test
+	@test -n "$(NAME)" || { echo "Say which: make bench NAME=start"; exit 2; }
+	@test -f benchmarks/$(NAME).py || { echo "There is no benchmarks/$(NAME).py"; exit 2; }
+	$(BIN)/python -m benchmarks.$(NAME)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf test-artifacts
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

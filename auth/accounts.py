@@ -1,0 +1,165 @@
+"""Accounts with a name and a password: sign-up, approval by an administrator, sign-in.
+
+NativeAuthenticator keeps the passwords (bcrypt) and counts failed sign-ins. What it does that is not safe here is not
+used: its handlers change state on GET, it hashes in the event loop, and it lets whoever first registers a name from
+`admin_users` in as an administrator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import bcrypt
+from nativeauthenticator import NativeAuthenticator
+from nativeauthenticator.orm import UserInfo
+from traitlets import Bool, Integer
+
+MAX_PASSWORD_BYTES = 72  # what bcrypt reads
+# of random bytes that nobody knows: what an unknown name is compared with
+_NO_PASSWORD = b"$2b$12$Q/Fq.AIRWIEyFD/NuO1IgOCmtxR2Fwd1PWwVId02zr5UIP7Hrz1hS"
+_USERNAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,62}")
+
+
+class AccountError(Exception):
+    """A sentence that tells somebody why an account cannot be made or changed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class AccountAuthenticator(NativeAuthenticator):
+    """Sign-in with an account of this hub."""
+
+    allow_all = Bool(True, help="Every approved account may sign in; approval is what is checked.").tag(config=True)
+    minimum_password_length = Integer(10, help="Shortest password that is accepted, in characters.").tag(config=True)
+    check_common_password = Bool(True, help="Refuse passwords from a list of common ones.").tag(config=True)
+    ask_email_on_signup = Bool(True, help="Ask for an e-mail address at sign-up.").tag(config=True)
+    allowed_failed_logins = Integer(
+        10, help="Failed sign-ins of one account in a row before it has to wait; 0 for no limit."
+    ).tag(config=True)
+    seconds_before_next_try = Integer(60, help="How long it has to wait then, in seconds.").tag(config=True)
+
+    def get_handlers(self, app: Any) -> list[Any]:
+        """None: the hub's own pages (marimohub.handlers.accounts) take their place."""
+        return []
+
+    def get_authed_users(self) -> set[str]:
+        """Nobody is approved by their mere name."""
+        return set()
+
+    async def authenticate(self, handler: Any, data: dict[str, str]) -> str | None:
+        """The name of the account if name and password are right and it is approved, else None."""
+        username = self.normalize_username(data.get("username", ""))
+        account = self.get_user(username)
+        if account is not None and self.allowed_failed_logins and self.is_blocked(username):
+            return None
+        right = await self.password_matches(account, data.get("password", ""))
+        if account is None:
+            return None
+        if not right:
+            self.add_login_attempt(username)
+            return None
+        self.successful_login(username)
+        return username if account.is_authorized else None
+
+    async def password_matches(self, account: UserInfo | None, password: str) -> bool:
+        """Compare in a worker thread; takes as long for an account that does not exist."""
+        stored = account.password if account is not None else _NO_PASSWORD
+        if len(password.encode("utf-8", "replace")) > MAX_PASSWORD_BYTES:
+            return False
+        matches = await asyncio.to_thread(bcrypt.checkpw, password.encode("utf-8", "replace"), stored)
+        return matches and account is not None
+
+    def has_administrator(self) -> bool:
+        """Whether an approved account is an administrator, so that no set-up link is needed."""
+        from jupyterhub import orm
+
+        names = self.db.query(UserInfo.username).filter(UserInfo.is_authorized.is_(True))
+        found = self.db.query(orm.User.id).filter(orm.User.admin.is_(True), orm.User.name.in_(names))
+        return self.db.query(found.exists()).scalar()
+
+    def check_registration(
+        self, username: str, email: str, password: str, confirmation: str, *, by_link: bool = False
+    ) -> str:
+        """Check what somebody wants to register, and return the name as it will be stored.
+
+        Args:
+            by_link: set-up of the first administrator, the only way to a name from `admin_users`.
+
+        Raises:
+            AccountError: says what to change.
+        """
+        name = self.normalize_username(username.strip())
+        if not _USERNAME.fullmatch(name) or not self.validate_username(name):
+            raise AccountError(
+                "Choose a user name of at most 63 letters, numbers and . _ - @ +, beginning with a letter or number."
+            )
+        if name in self.admin_users and not by_link:
+            raise AccountError(f'The name "{name}" is reserved for an administrator. Choose another one.')
+        if self.user_exists(name):
+            raise AccountError(f'The name "{name}" is taken. Choose another one.')
+        if email.strip():
+            try:
+                UserInfo(username=name, email=email.strip())
+            except AssertionError as error:
+                raise AccountError("This does not look like an e-mail address.") from error
+        self.check_password(password, confirmation)
+        return name
+
+    def check_password(self, password: str, confirmation: str) -> None:
+        """Raises AccountError if it cannot be a password, saying why."""
+        if password != confirmation:
+            raise AccountError("The two passwords are not the same.")
+        if len(password) < self.minimum_password_length:
+            raise AccountError(f"The password must have at least {self.minimum_password_length} characters.")
+        if len(password.encode("utf-8", "replace")) > MAX_PASSWORD_BYTES:
+            raise AccountError(f"The password may have at most {MAX_PASSWORD_BYTES} bytes.")
+        if self.check_common_password and self.is_password_common(password):
+            raise AccountError("This password is on the list of common ones. Choose another.")
+
+    async def register(self, name: str, password: str, email: str, *, approved: bool = False) -> UserInfo:
+        """Store a checked account.
+
+        Raises:
+            AccountError: somebody took the name meanwhile.
+        """
+        hashed = await asyncio.to_thread(bcrypt.hashpw, password.encode(), bcrypt.gensalt())
+        if self.user_exists(name):
+            raise AccountError(f'The name "{name}" is taken. Choose another one.')
+        account = UserInfo(username=name, password=hashed, email=email.strip() or None, is_authorized=approved)
+        self.db.add(account)
+        self.db.commit()
+        return account
+
+    async def set_password(self, account: UserInfo, password: str) -> None:
+        """Store a checked new password."""
+        account.password = await asyncio.to_thread(bcrypt.hashpw, password.encode(), bcrypt.gensalt())
+        self.db.commit()
+
+    def email_of(self, name: str) -> str | None:
+        """The e-mail address that an account was registered with."""
+        account = self.get_user(name)
+        return account.email if account is not None else None
+
+    def approve(self, name: str) -> None:
+        """Let an account in."""
+        account = self.get_user(name)
+        if account is None:
+            raise AccountError(f'There is no account "{name}".')
+        account.is_authorized = True
+        self.db.commit()
+
+    def reject(self, name: str) -> None:
+        """Remove an account that was never approved."""
+        account = self.get_user(name)
+        if account is None or account.is_authorized:
+            raise AccountError(f'There is no account "{name}" that waits for approval.')
+        self.db.delete(account)
+        self.db.commit()
+
+    def accounts(self) -> list[UserInfo]:
+        """All accounts, by name."""
+        return list(self.db.query(UserInfo).order_by(UserInfo.username))

@@ -1,0 +1,1 @@
+"""Ready-to-use configurations, and the commented one that `marimohub init` writes."""

@@ -1,0 +1,353 @@
+"""The hub: JupyterHub with notebooks, locks and snapshots. Traits and wiring, nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from jupyterhub import app as jupyterhub_app
+from jupyterhub import dbutil, orm
+from jupyterhub.utils import url_path_join
+from traitlets import CaselessStrEnum, Dict, Float, Integer, Unicode, default, validate
+
+from marimohub import __version__
+from marimohub.auth import first_run, roles
+from marimohub.auth.accounts import AccountAuthenticator
+from marimohub.commands import Init, NewToken, UpgradeDB
+from marimohub.database import Database, DatabaseNewer, DatabaseOutdated, sqlite_pragmas
+from marimohub.handlers import HubServices, routes
+from marimohub.notebooks import NotebookStore
+from marimohub.permissions import ago
+from marimohub.snapshots import source
+from marimohub.snapshots.cache import SnapshotCache
+from marimohub.snapshots.errors import SnapshotError
+from marimohub.spawners.local import LocalMarimoSpawner
+from marimohub.spawners.marimo import MarimoSpawner
+from marimohub.startup import (
+    StartupError,
+    build_sample_warehouse,
+    check_port_free,
+    prepare_data_dir,
+    take_hub_lock,
+)
+
+_HERE = Path(__file__).parent
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+class MarimoHub(jupyterhub_app.JupyterHub):
+    """A multi-user hub for marimo notebooks."""
+
+    name = "marimohub"
+    version = __version__
+    description = """Start a hub where people sign in, and edit marimo notebooks under a lock, each in a server of
+    their own, against a read-only snapshot of the team's DuckDB warehouse."""
+    examples = """
+        marimohub init                       write a commented marimohub_config.py
+        marimohub                            start the hub on http://127.0.0.1:8000
+        marimohub --warehouse=team.duckdb    with a warehouse of your own
+        marimohub token ann                  an API token for a user
+        marimohub upgrade-db                 migrate the database after an update
+    """
+    aliases = Dict(
+        {
+            **jupyterhub_app.aliases,
+            "data-dir": "MarimoHub.data_dir",
+            "warehouse": "MarimoHub.warehouse",
+        }
+    )
+    subcommands = {
+        "init": (Init, "Write a commented configuration file"),
+        "token": (NewToken, "Generate an API token for a user"),
+        "upgrade-db": (UpgradeDB, "Migrate the hub's database to this version"),
+    }
+
+    data_dir = Unicode(
+        "marimohub-data",
+        help="Folder for all of the hub's state: database, notebooks, snapshots, users' files. Created with mode 0700.",
+    ).tag(config=True)
+    warehouse = Unicode(
+        "",
+        help="Path of the team's DuckDB warehouse. Never opened by the hub, only copied. Empty: a sample is made.",
+    ).tag(config=True)
+    lock_ttl = Integer(900, min=1, help="How long a lock lives after its last heartbeat, in seconds.").tag(config=True)
+    heartbeat_interval = Integer(
+        60, min=1, help="How often an open notebook renews its lock, in seconds. Keep it well below lock_ttl."
+    ).tag(config=True)
+    default_role = CaselessStrEnum(
+        ["viewer", "editor", "none"],
+        "viewer",
+        help="The role of everybody who may sign in and is in none of the groups viewers, editors, admins.",
+    ).tag(config=True)
+    snapshot_deadline = Float(60.0, help="How long to try for a consistent copy of the warehouse, in seconds.").tag(
+        config=True
+    )
+
+    _hub_lock: IO[str] | None = None
+
+    if TYPE_CHECKING:  # JupyterHub's traits carry no types
+        custom_scopes: dict[str, Any]
+        extra_user_scopes: set[str]
+        handlers: list[tuple[Any, ...]]
+        load_roles: list[dict[str, Any]]
+        template_paths: list[str]
+        template_vars: dict[str, Any]
+        tornado_settings: dict[str, Any]
+
+    # JupyterHub's settings with other defaults
+
+    config_file = Unicode("marimohub_config.py", help="The config file to load").tag(config=True)
+    ip = Unicode("127.0.0.1", help="The address that people reach the hub on; empty for all.").tag(config=True)
+
+    @default("bind_url")
+    def _bind_url_default(self) -> str:
+        return ("https" if self.ssl_cert else "http") + "://127.0.0.1:8000"
+
+    @default("db_url")
+    def _db_url_default(self) -> str:
+        return f"sqlite:///{self.data_path / 'marimohub.sqlite'}"
+
+    @default("cookie_secret_file")
+    def _cookie_secret_file_default(self) -> str:
+        return str(self.data_path / "cookie_secret")
+
+    @default("authenticator_class")
+    def _marimohub_authenticator_default(self) -> type:
+        return AccountAuthenticator
+
+    @default("spawner_class")
+    def _spawner_class_default(self) -> type:
+        return LocalMarimoSpawner
+
+    @default("proxy_class")
+    def _proxy_class_default(self) -> type:
+        from marimohub.proxy import EnvoyProxy  # not loaded by a hub that uses another
+
+        return EnvoyProxy
+
+    @default("default_url")
+    def _default_url_default(self) -> str:
+        return url_path_join(self.hub_prefix, "notebooks")
+
+    @default("redirect_to_server")
+    def _redirect_to_server_default(self) -> bool:
+        return False
+
+    @validate("db_url")
+    def _check_db_url(self, proposal: Any) -> str:
+        if str(proposal.value).endswith(":memory:"):
+            raise StartupError("MarimoHub keeps people's work, so its database must be a file or a PostgreSQL URL.")
+        return str(proposal.value)
+
+    @property
+    def data_path(self) -> Path:
+        """The data folder, absolute."""
+        return Path(self.data_dir).expanduser().absolute()
+
+    # start-up
+
+    def load_config_file(self, filename: str, path: Any = None) -> None:
+        """As in traitlets, but an unusable configuration is one sentence, not a stack trace."""
+        try:
+            super().load_config_file(filename, path)
+        except SyntaxError as error:
+            raise StartupError(
+                f"{error.filename}, line {error.lineno}: {error.msg}. Correct the configuration."
+            ) from error
+        except StartupError:
+            raise
+        except Exception as error:
+            raise StartupError(
+                f"The configuration {Path(filename).absolute()} cannot be used: {type(error).__name__}: {error}"
+            ) from error
+
+    def init_secrets(self) -> None:
+        """The first step that needs the data folder: make it ours before anything is read from it."""
+        prepare_data_dir(self.data_path)
+        self._hub_lock = take_hub_lock(self.data_path)
+        public = urlparse(self.hub_bind_url) if self.hub_bind_url else None
+        if public is None:
+            check_port_free(self.hub_ip, self.hub_port, "JupyterHub.hub_port")
+        elif public.port:
+            check_port_free(public.hostname or "", public.port, "JupyterHub.hub_bind_url")
+        super().init_secrets()
+
+    def init_db(self) -> None:
+        """JupyterHub's tables and ours, in one database."""
+        sqlite = self.db_url.startswith("sqlite")
+        if sqlite:
+            # WAL is a property of the file, the busy timeout of each connection
+            self.db_kwargs.setdefault("pool_events", [(sqlite_pragmas, "connect")])
+        own = Database(self.db_url)
+        try:
+            own.prepare(upgrade=self.upgrade_db)
+        except (DatabaseNewer, DatabaseOutdated) as error:
+            own.close()
+            raise StartupError(str(error)) from error
+        self.database = own
+        super().init_db()
+
+    async def init_role_creation(self) -> None:
+        """Our scopes and roles beside those of the configuration."""
+        self.custom_scopes = {**roles.SCOPES, **self.custom_scopes}
+        if self.default_role != "none":
+            self.extra_user_scopes = {*self.extra_user_scopes, roles.ROLE_SCOPES[self.default_role]}
+        configured = {role["name"] for role in self.load_roles}
+        self.load_roles = [*self.load_roles, *(r for r in roles.load_roles() if r["name"] not in configured)]
+        await super().init_role_creation()
+        admin = orm.Role.find(self.db, "admin")
+        admin.scopes = roles.admin_scopes(admin.scopes)
+        self.db.commit()
+
+    def init_tornado_settings(self) -> None:
+        """Templates, and what our handlers work with."""
+        # the administrator's templates go before ours, ours before JupyterHub's, which super() appends
+        stock = self._template_paths_default()[0]
+        self.template_paths = [*(p for p in self.template_paths if p != stock), str(_HERE / "templates")]
+        warehouse = self._warehouse_path()
+        self.store = NotebookStore(self.database, self.data_path / "notebooks")
+        self.snapshots = SnapshotCache(self.data_path / "snapshots", warehouse, deadline=self.snapshot_deadline)
+        for repair in self.store.reconcile():
+            self.log.warning("Repaired after an interrupted save: %s", repair)
+        headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+        self.tornado_settings = {
+            "headers": headers,
+            "marimohub": HubServices(
+                database=self.database,
+                store=self.store,
+                snapshots=self.snapshots,
+                clock=time.time,
+                lock_ttl=float(self.lock_ttl),
+                workspace="default",
+            ),
+            **self.tornado_settings,
+        }
+        super().init_tornado_settings()
+        static = url_path_join(self.hub_prefix, "marimohub-static/")
+        version = f"{__version__}-{int(time.time())}"
+        functions = {
+            "mh_static": lambda name: f"{static}{name}?v={version}",
+            "mh_ago": lambda iso: ago(iso, time.time()),
+            "marimohub_version": __version__,
+        }
+        for environment in ("jinja2_env", "jinja2_env_sync"):
+            self.tornado_settings[environment].globals.update(functions)
+
+    def init_handlers(self) -> None:
+        """Our pages and API before JupyterHub's, whose list ends in catch-alls."""
+        super().init_handlers()
+        accounts = isinstance(self.authenticator, AccountAuthenticator)
+        ours = self.add_url_prefix(self.hub_prefix, routes(_HERE / "static", accounts=accounts))
+        bare = self.add_url_prefix(self.base_url, routes(None, accounts=False))
+        self.handlers = [*ours, *bare, *self.handlers]
+
+    def _warehouse_path(self) -> Path:
+        if self.warehouse:
+            path = Path(self.warehouse).expanduser().absolute()
+        else:
+            path = self.data_path / "sample_warehouse.duckdb"
+            if not path.exists():
+                build_sample_warehouse(path, lambda line: print(line, flush=True))
+        try:
+            source.version(path)
+        except SnapshotError as error:
+            raise StartupError(f"The warehouse cannot be used: {error.message}") from error
+        return path
+
+    def init_hub(self) -> None:
+        """Settings that the spawner shares with the hub, before the first spawner is made."""
+        spawner_config = self.config.setdefault("MarimoSpawner", type(self.config)())
+        spawner_config.setdefault("users_dir", str(self.data_path / "users"))
+        spawner_config.setdefault("heartbeat_interval", self.heartbeat_interval)
+        super().init_hub()
+
+    async def start(self) -> None:
+        """Start, then say on the terminal where the hub is and who may come in."""
+        await super().start()
+        if self.subapp or self.generate_config or self.generate_certs:
+            return
+        self._warn_about_exposure()
+        if isinstance(self.authenticator, AccountAuthenticator) and not self.authenticator.has_administrator():
+            token = await self.database.write(first_run.issue, now=time.time())
+            url = url_path_join(self._public_url(), "hub/setup") + f"?token={token}"
+            print(
+                "\n  This hub has no administrator yet. Open this link within an hour to become it"
+                f"\n  (it works once; the next start of the hub prints a new one):\n\n    {url}\n",
+                flush=True,
+            )
+
+    def _public_url(self) -> str:
+        if self.public_url:
+            return str(self.public_url)
+        url = urlparse(self.bind_url)
+        host = url.hostname or "127.0.0.1"
+        host = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
+        return f"{url.scheme}://{host if ':' not in host else f'[{host}]'}:{url.port or 8000}{self.base_url}"
+
+    def _warn_about_exposure(self) -> None:
+        host = urlparse(self.bind_url).hostname or ""
+        print(f"\n  MarimoHub {__version__} is running at {self._public_url()}", flush=True)
+        if host in LOOPBACK:
+            print(
+                "  Only this machine can reach it. To let others in, set JupyterHub.bind_url to an address of\n"
+                "  it, with JupyterHub.ssl_cert and JupyterHub.ssl_key (or TLS in front); see docs/going-public.md.",
+                flush=True,
+            )
+        elif not self.ssl_cert:
+            self.log.warning(
+                "People's passwords cross the network in clear text: the hub listens on %s without TLS. "
+                "Set JupyterHub.ssl_cert and JupyterHub.ssl_key, or put a TLS proxy in front.",
+                host or "all addresses",
+            )
+        if issubclass(self.spawner_class, LocalMarimoSpawner):
+            self.log.warning(
+                "Notebook servers are not confined yet: each runs with the hub's user id (%i) and can read what "
+                "that user can read. Give accounts only to people whom you would give a shell.",
+                os.getuid(),
+            )
+        elif not issubclass(self.spawner_class, MarimoSpawner):
+            self.log.warning("%s is not a marimo spawner; Open will not work.", self.spawner_class.__name__)
+
+    async def launch_instance_async(self, argv: Any = None) -> None:
+        """As JupyterHub, but what stops the start is a sentence on the terminal."""
+        try:
+            await self.initialize(argv)
+            await self.start()
+        except StartupError as error:
+            self._fail(str(error))
+        except OSError as error:
+            self.log.debug("Failed to start", exc_info=True)
+            self._fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        except Exception as error:
+            self.log.exception("Failed to start")
+            self._fail(f"{type(error).__name__}: {error}")
+
+    def _fail(self, message: str) -> None:
+        print(f"marimohub: {message}", file=sys.stderr, flush=True)
+        self.exit(1)
+
+
+def upgrade(hub: MarimoHub) -> None:
+    """Migrate JupyterHub's tables and ours (for `marimohub upgrade-db`)."""
+    prepare_data_dir(hub.data_path)
+    dbutil.upgrade_if_needed(hub.db_url, log=hub.log, db_kwargs=hub.db_kwargs)
+    database = Database(hub.db_url)
+    try:
+        database.prepare(upgrade=True)
+    except DatabaseNewer as error:
+        raise StartupError(str(error)) from error
+    finally:
+        database.close()
+
+
+def main(argv: Any = None) -> None:
+    """The `marimohub` command."""
+    MarimoHub.launch_instance(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""HTTP: parse, call one domain function, render. `routes` is the list that the app prepends to JupyterHub's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from marimohub.handlers import accounts as account_pages
+from marimohub.handlers import notebooks, pages
+from marimohub.opening import HubServices
+
+__all__ = ["HubServices", "routes"]
+
+
+def routes(static: Path | None, *, accounts: bool) -> list[tuple[Any, ...]]:
+    """Handlers relative to a prefix.
+
+    Args:
+        static: folder of our static files; None for the bare `/api/…` paths outside the hub's prefix, where no cookie
+            reaches and only the API is served.
+        accounts: whether this hub keeps accounts of its own.
+    """
+    found: list[tuple[Any, ...]] = [*notebooks.handlers]
+    if static is not None:
+        found += [(r"/marimohub-static/(.+)", pages.StaticHandler, {"path": str(static)}), *pages.handlers]
+        if accounts:
+            found += account_pages.handlers
+    return found

@@ -1,0 +1,321 @@
+"""The notebooks API. One set of handlers serves `/hub/api/notebooks…` (cookies) and `/api/notebooks…` (tokens)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import quote
+
+from tornado.iostream import StreamClosedError
+
+from marimohub import locks, notebook_templates
+from marimohub.auth import roles
+from marimohub.handlers.base import ApiHandler, RequestError, answers, describe
+from marimohub.names import check_name
+from marimohub.notebooks import NotebookInfo
+from marimohub.opening import Report, ServerFailed, open_notebook
+from marimohub.orm import AuditEntry, Notice
+from marimohub.permissions import isoformat, lock_model, notebook_model
+
+STOP_WAIT_SECONDS = 60
+
+
+class NotebookApi(ApiHandler):
+    """What the notebook handlers share."""
+
+    def email(self) -> str | None:
+        """The e-mail address of the person who asks, if it is known."""
+        find = getattr(self.authenticator, "email_of", None)
+        address = find(self.viewer.user) if find else None
+        return address or (self.viewer.user if "@" in self.viewer.user else None)
+
+    async def info(self, workspace_id: int, name: str) -> NotebookInfo:
+        services = self.hub_services
+        return await services.database.run(services.store.get, workspace_id, name, now=services.clock())
+
+    async def write_notebook(self, workspace_id: int, name: str) -> None:
+        self.finish({"notebook": notebook_model(await self.info(workspace_id, name), self.viewer)})
+
+
+class NotebooksHandler(NotebookApi):
+    @answers
+    async def get(self) -> None:
+        """All notebooks with lock state, author, and file existence."""
+        self.require(roles.READ)
+        self.finish(await listing(self))
+
+    @answers
+    async def post(self) -> None:
+        """Create a notebook from a template."""
+        self.require(roles.EDIT)
+        services, body = self.hub_services, self.json_object()
+        workspace_id = await self.workspace_id()
+        name = check_name(self.field(body, "name", str))
+        template = self.field({"template": "blank", **body}, "template", str)
+        text = notebook_templates.render(template, name)
+        info = await services.database.run(
+            services.store.create,
+            workspace_id,
+            name,
+            text,
+            author=self.viewer.user,
+            email=self.email(),
+            now=services.clock(),
+        )
+        self.set_status(201)
+        self.finish(notebook_model(info, self.viewer))
+
+
+async def listing(handler: Any) -> dict[str, Any]:
+    """The Notebooks page as data, for the person who asks."""
+    services, viewer = handler.hub_services, handler.viewer
+    workspace = handler.get_query_argument("workspace", services.workspace)
+    workspace_id = await services.database.run(services.store.workspace_id, workspace)
+    found = await services.database.run(services.store.list_all, workspace_id, now=services.clock())
+    return {
+        "workspace": workspace,
+        "role": viewer.role,
+        "user": viewer.user,
+        "can_create": viewer.can_edit,
+        "notebooks": [notebook_model(info, viewer) for info in found],
+    }
+
+
+class NotebookHandler(NotebookApi):
+    @answers
+    async def get(self, name: str) -> None:
+        """One notebook."""
+        self.require(roles.READ)
+        workspace_id = await self.workspace_id()
+        self.finish(notebook_model(await self.info(workspace_id, name), self.viewer))
+
+    @answers
+    async def delete(self, name: str) -> None:
+        """Remove the file and the metadata."""
+        self.require(roles.EDIT)
+        services, viewer = self.hub_services, self.viewer
+        workspace_id = await self.workspace_id()
+        await services.database.run(
+            services.store.delete,
+            workspace_id,
+            name,
+            user=viewer.user,
+            admin=viewer.is_admin,
+            now=services.clock(),
+        )
+        self.set_status(204)
+        self.finish()
+
+
+class LockHandler(NotebookApi):
+    """Open: takes the lock, a snapshot, and starts the server. A client that accepts events sees the progress."""
+
+    _streaming = False
+
+    @answers
+    async def post(self, name: str) -> None:
+        self.require(roles.EDIT)
+        user = self.current_user
+        if getattr(user, "spawners", None) is None:
+            raise RequestError(403, "forbidden", "Only a person can open a notebook, not a service.")
+        workspace_id = await self.workspace_id()
+        self._streaming = "text/event-stream" in self.request.headers.get("Accept", "")
+        if self._streaming:
+            self.set_header("Content-Type", "text/event-stream")
+            self.set_header("Cache-Control", "no-cache")
+        try:
+            lock = await open_notebook(
+                self.hub_services,
+                workspace_id,
+                name,
+                user.name,
+                snapshot_folder=user.spawner.snapshot_folder,
+                start_server=self.start_server,
+                report=self.report,
+            )
+            answer = {
+                "marimo_url": f"{user.server_url('')}?file={quote(name)}.py",
+                "fence": lock.fence,
+                "expires": isoformat(lock.expires),
+                "notebook": notebook_model(await self.info(workspace_id, name), self.viewer),
+            }
+        except Exception as error:
+            described = describe(error, admin=self.viewer.is_admin)
+            if not self._streaming:
+                raise
+            if described is None:
+                self.log.exception("Opening %s for %s failed", name, user.name)
+                described = (
+                    500,
+                    {"error": {"code": "internal", "message": "The hub could not do this. Its log says why."}},
+                )
+            await self.event({"phase": "failed", **described[1]})
+            return
+        if self._streaming:
+            await self.event({"phase": "ready", "progress": 100, "message": "Ready", **answer})
+        else:
+            self.finish(answer)
+
+    @answers
+    async def delete(self, name: str) -> None:
+        """Force unlock: revokes somebody's lock, and tells them."""
+        self.require(roles.ADMIN)
+        workspace_id = await self.workspace_id()
+        info = await self.info(workspace_id, name)
+        await self.hub_services.database.write(self._revoke, workspace_id, info.name)
+        await self.write_notebook(workspace_id, info.name)
+
+    def _revoke(self, session: Any, workspace_id: int, name: str) -> None:
+        now = self.hub_services.clock()
+        before = locks.revoke(session, workspace_id, name, now=now)
+        text = f'Your lock on "{name}" has been revoked by an administrator.'
+        session.add(Notice(user_name=before.holder, kind="notebook_lock_revoked", text=text, created=now))
+        session.add(
+            AuditEntry(created=now, actor=self.viewer.user, action="force_unlock", target=name, detail=before.holder)
+        )
+
+    async def report(self, phase: str, progress: int, message: str) -> None:
+        if self._streaming:
+            await self.event({"phase": phase, "progress": progress, "message": message})
+
+    async def event(self, data: dict[str, Any]) -> None:
+        """One server-sent event. A page that went away does not stop the opening."""
+        self.write(f"data: {json.dumps(data)}\n\n")
+        try:
+            await self.flush()
+        except StreamClosedError:
+            self._streaming = False
+
+    async def start_server(self, report: Report) -> None:
+        """See that the user's server runs, as JupyterHub starts it."""
+        user = self.current_user
+        spawner = user.spawners[""]
+        await self._wait_for_stop(spawner)
+        if spawner.ready and await spawner.poll() is not None:
+            # it died since the last poll: clear it away as the poll would
+            await self.user_stopped(user, "")
+        spawner = user.spawners[""]
+        if spawner.ready:
+            return
+        await report("server", 60, "Starting your notebook server")
+        try:
+            if spawner.pending != "spawn":
+                await self.spawn_single_user(user)
+            spawner = user.spawners[""]
+            if spawner._spawn_future is not None:
+                await asyncio.shield(spawner._spawn_future)
+        except Exception as error:
+            tail = spawner.log_tail() if hasattr(spawner, "log_tail") else []
+            self.log.error("The server of %s did not start: %s\n%s", user.name, error, "\n".join(tail))
+            status = getattr(error, "status_code", None)
+            if status == 429:
+                raise ServerFailed(str(error.log_message), []) from error  # type: ignore[attr-defined]
+            raise ServerFailed(
+                "Your notebook server could not be started. Try again; if it fails again, tell an administrator.", tail
+            ) from error
+        if not user.spawners[""].ready:
+            raise ServerFailed("Your notebook server stopped while it was starting. Try again.", spawner.log_tail())
+        await report("server", 95, "Your notebook server is running")
+
+    async def _wait_for_stop(self, spawner: Any) -> None:
+        for _ in range(STOP_WAIT_SECONDS * 10):
+            if spawner.pending != "stop":
+                return
+            await asyncio.sleep(0.1)
+        raise ServerFailed("Your notebook server is still stopping. Try again in a minute.", [])
+
+
+class HeartbeatHandler(NotebookApi):
+    @answers
+    async def post(self, name: str) -> None:
+        """Renew one's lock; the single-user side calls it while a tab is connected."""
+        self.require(roles.SYNC)
+        services, workspace_id = self.hub_services, await self.workspace_id()
+        fence = self.field(self.json_object(), "fence", int)
+        state = await services.database.write(
+            locks.heartbeat, workspace_id, name, self.viewer.user, fence, now=services.clock(), ttl=services.lock_ttl
+        )
+        self.finish({"fence": state.fence, "expires": isoformat(state.expires)})
+
+
+class ReleaseHandler(NotebookApi):
+    @answers
+    async def post(self, name: str) -> None:
+        """Give one's own lock back."""
+        self.require(roles.EDIT)
+        services, workspace_id = self.hub_services, await self.workspace_id()
+        info = await self.info(workspace_id, name)
+        await services.database.write(locks.release, workspace_id, info.name, self.viewer.user, now=services.clock())
+        await self.write_notebook(workspace_id, info.name)
+
+
+class CopyHandler(NotebookApi):
+    @answers
+    async def post(self, name: str) -> None:
+        """Duplicate a notebook under a new name."""
+        self.require(roles.EDIT)
+        services, workspace_id = self.hub_services, await self.workspace_id()
+        new_name = self.field(self.json_object(), "name", str)
+        info = await services.database.run(
+            services.store.copy,
+            workspace_id,
+            name,
+            new_name,
+            author=self.viewer.user,
+            email=self.email(),
+            now=services.clock(),
+        )
+        self.set_status(201)
+        self.finish(notebook_model(info, self.viewer))
+
+
+class TextHandler(NotebookApi):
+    """The text of a notebook, for the single-user side."""
+
+    @answers
+    async def get(self, name: str) -> None:
+        self.require(roles.SYNC)
+        services, workspace_id = self.hub_services, await self.workspace_id()
+        now = services.clock()
+        found = await services.database.run(services.store.read, workspace_id, name, now=now)
+        info = await self.info(workspace_id, name)
+        self.finish(
+            {
+                "name": name,
+                "workspace": self.get_query_argument("workspace", services.workspace),
+                "text": found.text,
+                "hash": found.hash,
+                "modified": isoformat(found.modified),
+                "fence": info.lock.fence if info.lock.held_by(self.viewer.user) else None,
+                "lock": lock_model(info, self.viewer),
+            }
+        )
+
+    @answers
+    async def put(self, name: str) -> None:
+        self.require(roles.SYNC)
+        services, workspace_id, body = self.hub_services, await self.workspace_id(), self.json_object()
+        saved = await services.database.run(
+            services.store.save,
+            workspace_id,
+            name,
+            self.field(body, "text", str),
+            user=self.viewer.user,
+            fence=self.field(body, "fence", int),
+            base=self.field(body, "base", str),
+            now=services.clock(),
+        )
+        self.finish({"hash": saved.hash, "modified": isoformat(saved.modified)})
+
+
+_NAME = r"([^/]+)"
+handlers: list[tuple[Any, ...]] = [
+    (r"/api/notebooks", NotebooksHandler),
+    (rf"/api/notebooks/{_NAME}", NotebookHandler),
+    (rf"/api/notebooks/{_NAME}/lock", LockHandler),
+    (rf"/api/notebooks/{_NAME}/heartbeat", HeartbeatHandler),
+    (rf"/api/notebooks/{_NAME}/release", ReleaseHandler),
+    (rf"/api/notebooks/{_NAME}/copy", CopyHandler),
+    (rf"/api/notebooks/{_NAME}/text", TextHandler),
+]

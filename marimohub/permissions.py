@@ -1,0 +1,100 @@
+"""What a person may do with a notebook, as data: the rules of the Notebooks page in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from marimohub.notebooks import NotebookInfo
+
+_UNITS = ((31_536_000, "y"), (2_592_000, "mo"), (86_400, "d"), (3600, "h"), (60, "m"))
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """The person who asks: name, and role of the workspace (None: no access)."""
+
+    user: str
+    role: str | None
+
+    @property
+    def can_edit(self) -> bool:
+        return self.role in ("editor", "admin")
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role == "admin"
+
+
+def lock_state(info: NotebookInfo, viewer: Viewer) -> str:
+    """`available`, `mine` or `locked`, as the viewer sees it."""
+    if info.lock.holder is None:
+        return "available"
+    return "mine" if info.lock.held_by(viewer.user) else "locked"
+
+
+def actions(info: NotebookInfo, viewer: Viewer) -> list[str]:
+    """The buttons of a row, in the documented order. Viewers have none."""
+    if not viewer.can_edit:
+        return []
+    state = lock_state(info, viewer)
+    if state == "available":
+        return ["open", "delete"] if info.file_exists else ["delete"]
+    if state == "mine":
+        return ["release", "delete"]
+    copy = ["copy"] if info.file_exists else []
+    return [*copy, *(["force_unlock"] if viewer.is_admin else []), "delete"]
+
+
+def delete_blocked(info: NotebookInfo, viewer: Viewer) -> str | None:
+    """Why Delete would be refused now, None if it would not."""
+    if not viewer.is_admin and info.author != viewer.user:
+        return "Only its author or an administrator can delete this notebook."
+    state = lock_state(info, viewer)
+    if state == "mine":
+        return "Release your lock first: locked notebooks cannot be deleted."
+    if state == "locked":
+        return f"{info.lock.holder} is editing it: locked notebooks cannot be deleted until the lock is released."
+    return None
+
+
+def isoformat(seconds: float) -> str:
+    """POSIX seconds as ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def ago(iso: str | None, now: float) -> str:
+    """ "2h ago" for an ISO time; static/rows.js says it in the same words. "—" for no time."""
+    if not iso:
+        return "—"
+    seconds = now - datetime.fromisoformat(iso).timestamp()
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit} ago"
+    return "just now"
+
+
+def lock_model(info: NotebookInfo, viewer: Viewer) -> dict[str, Any]:
+    """The lock as the API shows it."""
+    live = info.lock.holder is not None
+    return {
+        "state": lock_state(info, viewer),
+        "holder": info.lock.holder,
+        "since": isoformat(info.lock.acquired) if live else None,
+        "expires": isoformat(info.lock.expires) if live else None,
+    }
+
+
+def notebook_model(info: NotebookInfo, viewer: Viewer) -> dict[str, Any]:
+    """A notebook as the API and the page show it to `viewer`."""
+    return {
+        "name": info.name,
+        "author": info.author,
+        "author_email": info.author_email,
+        "modified": isoformat(info.modified),
+        "file_exists": info.file_exists,
+        "lock": lock_model(info, viewer),
+        "actions": actions(info, viewer),
+        "delete_blocked": delete_blocked(info, viewer) if viewer.can_edit else None,
+    }

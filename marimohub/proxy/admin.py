@@ -1,0 +1,80 @@
+"""Envoy's admin interface over its Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from pathlib import Path
+
+_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less the closing NUL.
+
+
+class AdminUnavailable(Exception):
+    """Nobody answers on the admin socket, or not in time."""
+
+
+class Admin:
+    """Asks one Envoy. Each call is one short connection."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self.socket_path = socket_path
+
+    async def get(self, path: str, *, timeout: float = 2.0, method: str = "GET") -> tuple[int, str]:
+        """(status, body) of an admin request; raises AdminUnavailable after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._get(path, method)
+        except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError) as error:
+            raise AdminUnavailable(f"{self.socket_path}: {error!r}") from error
+
+    async def _get(self, path: str, method: str) -> tuple[int, str]:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.setblocking(False)
+            await self._connect(connection)
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            request = f"{method} {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            writer.write(request.encode())
+            await writer.drain()
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            status = int(head.split(" ", 2)[1])
+            if "transfer-encoding: chunked" not in head.lower():
+                return status, (await reader.read()).decode()
+            body = b""
+            while size := int(await reader.readline(), 16):
+                body += await reader.readexactly(size)
+                await reader.readexactly(2)
+            return status, body.decode()
+        finally:
+            writer.close()
+
+    async def _connect(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        if len(os.fsencode(self.socket_path)) <= _SOCKET_PATH_BYTES:
+            await loop.sock_connect(connection, str(self.socket_path))
+            return
+        # A deep data folder: reach the socket through an open descriptor of its folder (Linux).
+        folder = os.open(self.socket_path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            await loop.sock_connect(connection, f"/proc/self/fd/{folder}/{self.socket_path.name}")
+        finally:
+            os.close(folder)
+
+    async def is_live(self, *, timeout: float = 2.0) -> bool:
+        """Whether Envoy is initialised and not draining."""
+        try:
+            status, body = await self.get("/ready", timeout=timeout)
+        except AdminUnavailable:
+            return False
+        return status == 200 and body.strip() == "LIVE"
+
+    async def stats(self, pattern: str, *, timeout: float = 2.0) -> dict[str, str]:
+        """Statistics whose name matches the regular expression (no `&` or blanks in it)."""
+        _, body = await self.get(f"/stats?filter={pattern}", timeout=timeout)
+        return dict(re.findall(r"^(\S+): (.*)$", body, re.MULTILINE))

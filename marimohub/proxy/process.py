@@ -1,0 +1,230 @@
+"""One Envoy process: starting it, finding it again after the hub went away, and ending it.
+
+Envoy runs in a session of its own and outlives the hub, so that nobody's connection breaks while the hub restarts.
+`envoy.json` in its folder says which process it is: pid, start time (a pid alone may have been given to another
+program) and the fingerprint of its static configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from marimohub.proxy import bootstrap
+from marimohub.proxy.bootstrap import Settings
+from marimohub.proxy.errors import CannotListen, PortInUse, ProxyStartFailed
+from marimohub.proxy.table import write_atomically
+
+STATE_FILE = "envoy.json"
+BOOTSTRAP_FILE = "bootstrap.json"
+LOG_FILE = "envoy.log"
+LOG_LIMIT_BYTES = 10 * 1024 * 1024
+LOG_FORMAT = "%Y-%m-%dT%T.%e [%l] [%n] %v"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Names one process for good."""
+
+    pid: int
+    started: str
+    fingerprint: str
+
+    def alive(self) -> bool:
+        """Whether this very process still runs; a zombie does not."""
+        return bool(self.started) and start_time(self.pid) == self.started
+
+
+def start_time(pid: int) -> str:
+    """When the kernel started the process, as opaque text; "" if there is none, or only its zombie."""
+    try:
+        # proc(5): the name in parentheses may hold blanks; state is field 3, start time field 22.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (ProcessLookupError, FileNotFoundError):
+        if Path("/proc/self/stat").exists():
+            return ""
+    shown = subprocess.run(  # macOS
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return "" if not shown or shown.startswith("Z") else shown.split(None, 1)[1]
+
+
+def check_listenable(settings: Settings) -> None:
+    """Raise PortInUse or CannotListen if Envoy could not bind its address.
+
+    Envoy sets SO_REUSEPORT: it would share the port with another Envoy of this user and say nothing.
+    """
+    if settings.unix_socket:
+        probe = socket.socket(socket.AF_UNIX)
+        with contextlib.closing(probe), contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            probe.connect(settings.unix_socket)
+            raise PortInUse(settings.listens_on)
+        return
+    family = socket.AF_INET6 if ":" in settings.ip else socket.AF_INET
+    with contextlib.closing(socket.socket(family)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.ip == "::":
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind((settings.ip, settings.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(settings.listens_on) from None
+            raise CannotListen(settings.listens_on, os.strerror(error.errno or 0)) from None
+
+
+class EnvoyProcess:
+    """The Envoy of one folder. Methods that wait are coroutines; none blocks the event loop for long."""
+
+    def __init__(self, folder: Path, settings: Settings, *, binary: Path, concurrency: int, log_level: str) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.log_path = folder / LOG_FILE
+        self._arguments = [
+            str(binary),
+            "--config-path",
+            BOOTSTRAP_FILE,
+            "--concurrency",
+            str(concurrency),
+            "--log-level",
+            log_level,
+            "--log-format",
+            LOG_FORMAT,
+            # Hot restart needs shared memory under a base id that every Envoy of this machine competes for.
+            "--disable-hot-restart",
+        ]
+        version = binary.stat()
+        self.fingerprint = bootstrap.fingerprint(
+            settings, *self._arguments, str(version.st_size), str(version.st_mtime_ns)
+        )
+        self.identity: Identity | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def find(self) -> Identity | None:
+        """The Envoy that an earlier hub left running in this folder, whatever its configuration."""
+        try:
+            members = json.loads((self.folder / STATE_FILE).read_text())
+            identity = Identity(int(members["pid"]), str(members["started"]), str(members["fingerprint"]))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ProxyStartFailed(
+                f"{self.folder / STATE_FILE} is damaged ({error}). End any process named envoy, then delete the file."
+            ) from error
+        return identity if identity.alive() else None
+
+    def adopt(self, identity: Identity) -> None:
+        """Take over an Envoy that `find` gave."""
+        self.identity = identity
+
+    async def start(self) -> None:
+        """Start Envoy; it is not ready yet. Raises PortInUse, CannotListen, ProxyStartFailed."""
+        check_listenable(self.settings)
+        document = json.dumps(bootstrap.render(self.settings), indent=1)
+        write_atomically(self.folder / BOOTSTRAP_FILE, document, durable=False)
+        try:
+            self._child = await asyncio.to_thread(self._spawn)
+        except OSError as error:
+            raise ProxyStartFailed(f"Envoy could not be started: {error}.") from error
+        self.identity = Identity(self._child.pid, start_time(self._child.pid), self.fingerprint)
+        await asyncio.to_thread(
+            write_atomically, self.folder / STATE_FILE, json.dumps(asdict(self.identity)), durable=True
+        )
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with self._open_log() as log:
+            child = subprocess.Popen(
+                self._arguments,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                umask=0o077,
+            )
+        if hasattr(resource, "prlimit"):  # Two descriptors per WebSocket; the usual soft limit is 1,024.
+            with contextlib.suppress(ProcessLookupError):
+                _, most = resource.prlimit(child.pid, resource.RLIMIT_NOFILE)
+                resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (most, most))
+        return child
+
+    def _open_log(self) -> IO[bytes]:
+        self.trim_log()
+        return os.fdopen(os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+    def trim_log(self) -> bool:
+        """Empty the log if it is over LOG_LIMIT_BYTES. Envoy appends, so it goes on writing at the start."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.log_path.stat().st_size > LOG_LIMIT_BYTES:
+                os.truncate(self.log_path, 0)
+                return True
+        return False
+
+    def alive(self) -> bool:
+        """Whether the process runs; reaps it if it was our child and ended."""
+        if self._child is not None and self._child.poll() is not None:
+            return False
+        return self.identity is not None and self.identity.alive()
+
+    def last_words(self, lines: int = 5) -> str:
+        """The end of Envoy's log, for an error message."""
+        with contextlib.suppress(OSError), open(self.log_path, "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+        return ""
+
+    async def wait_ended(self, seconds: float) -> bool:
+        """Wait until the process is gone, at most `seconds`; whether it is. Notices at once on Linux."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self.alive():
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return False
+            await self._wait_exit_event(left)
+        return True
+
+    async def _wait_exit_event(self, seconds: float) -> None:
+        assert self.identity is not None
+        if not hasattr(os, "pidfd_open"):
+            await asyncio.sleep(min(seconds, 0.1))
+            return
+        try:
+            descriptor = os.pidfd_open(self.identity.pid)
+        except ProcessLookupError:
+            return
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(descriptor, ended.set)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), seconds)
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+    async def stop(self, grace: float) -> None:
+        """End Envoy: SIGTERM, and SIGKILL after `grace` seconds. Nothing happens if it does not run."""
+        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+            if not self.alive():
+                break
+            assert self.identity is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.identity.pid, number)
+            if await self.wait_ended(seconds):
+                break
+        else:
+            raise ProxyStartFailed("Envoy could not be ended, not even by SIGKILL.")
+        self.identity = None
+        self._child = None
+        (self.folder / STATE_FILE).unlink(missing_ok=True)

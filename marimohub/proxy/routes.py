@@ -1,0 +1,246 @@
+"""Envoy's route table as text: which path prefix goes to which server.
+
+Everything here is a pure function of its arguments. The rules, and why:
+
+- Envoy changes no byte of a path. What is matched is what the browser compared its cookie paths with, and what the
+  server receives, so no rewriting can carry one user's cookies to another user's server. (With `normalize_path` Envoy
+  turns `/user/bob/..;/alice/`, which browsers leave as it is, into `/user/alice/`.)
+- Browsers resolve `.` and `..` themselves and turn `\\` into `/`. A request that still holds one is refused (400).
+- `%2F` is no separator: `/user/bob/..%2Falice/` is a strangely named page of bob's. Slashes are not merged.
+- A route matches whole segments, and the longest wins. What matches nothing goes to the hub, which asks who it is.
+- One character can be written raw or percent-encoded, so one route is entered under each way to write its name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote_to_bytes, urlsplit
+
+from marimohub.proxy.errors import BadRoute
+
+CLUSTER = "upstream"
+CLUSTER_TLS = "upstream_tls"
+ROUTE_CONFIG = "routes"
+HEADER_TARGET = "x-envoy-original-dst-host"
+HEADER_SERVER_NAME = "x-marimohub-upstream-name"
+HEADER_KIND = "x-marimohub-route"
+
+# Set by proxies in front of us, or by an attacker. Tornado believes the first two over X-Forwarded-*.
+UNTRUSTED_HEADERS = ("x-real-ip", "x-scheme", "forwarded", "x-forwarded-port", "x-forwarded-prefix")
+
+# A dot segment (with or without `;parameters`, encoded or not), a backslash or an encoded NUL, before any query.
+REFUSED_PATHS = r"[^?]*(?:/(?:\.|%2[eE]){1,2}(?:;[^/?]*)?(?:[/?].*)?|\\.*|%00.*)"
+
+_ALWAYS_RAW = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
+_RAW_OR_ENCODED = frozenset(b"~!$&'()*+,;=:@[]|^")
+# What common encoders leave raw: quote(safe=""), JupyterHub, encodeURIComponent, encodeURI and browsers.
+_ENCODERS = (b"", b"~", b"@~", b"!'()*~", b"!'()*~;,:@&=+$", bytes(_RAW_OR_ENCODED))
+_MAX_FREE = 4
+_TYPE_ROUTE = "type.googleapis.com/envoy.config.route.v3.Route"
+_TYPE_TABLE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+_OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One entry of the route table.
+
+    Attributes:
+        routespec: `/path/` or `host/path/`, as JupyterHub gave it.
+        target: the URL of the server, as JupyterHub gave it.
+        data: JSON-able; handed back by get_all_routes.
+        address: IP literal and port that `target` resolved to, e.g. `127.0.0.1:8888` or `[::1]:8888`.
+    """
+
+    routespec: str
+    target: str
+    address: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tls(self) -> bool:
+        return self.target.lower().startswith("https:")
+
+    @property
+    def is_hub(self) -> bool:
+        return bool(self.data.get("hub"))
+
+
+def parse_target(target: str) -> tuple[str, int]:
+    """Host and port of an upstream URL (`http://host:port`); raises BadRoute for anything else."""
+    try:
+        parts = urlsplit(target)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadRoute(f"The proxy cannot use the target {target!r}: {error}.") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise BadRoute(f"The proxy cannot use the target {target!r}: give http://host:port or https://host:port.")
+    return host, port or (443 if parts.scheme == "https" else 80)
+
+
+def literal_address(host: str, port: int) -> str | None:
+    """`ip:port` as Envoy reads it if `host` is an IP literal, else None."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+
+
+def split_routespec(routespec: str) -> tuple[str, str]:
+    """(host or "*", path) of a routespec; raises BadRoute if no request could ever match it safely."""
+    host, slash, rest = routespec.partition("/")
+    path = slash + rest
+    if not path.endswith("/"):
+        raise BadRoute(f"The route {routespec!r} must end with a slash.")
+    segments = path[1:-1].split("/") if path != "/" else []
+    if any(unquote_to_bytes(segment) in (b"", b".", b"..") for segment in segments):
+        raise BadRoute(f"The route {routespec!r} has an empty or dot segment.")
+    if host and not re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", host):
+        raise BadRoute(f"The route {routespec!r} has a host name that cannot be used.")
+    return host.lower() or "*", path
+
+
+def spellings(path: str) -> list[str]:
+    """Every way a client may write `path` (percent-encoded or not): the keys of one route in the prefix map.
+
+    Exhaustive for up to four characters that may stand raw or encoded (`user@example.org` has one); for more,
+    the spellings of the common encoders. Hexadecimal digits are all upper or all lower case.
+    """
+    decoded = [unquote_to_bytes(segment) for segment in path.split("/")]
+    free = sorted({byte for segment in decoded for byte in segment} & _RAW_OR_ENCODED)
+    if len(free) <= _MAX_FREE:
+        raw_sets = [bytes(chosen) for n in range(len(free) + 1) for chosen in itertools.combinations(free, n)]
+    else:
+        raw_sets = list(_ENCODERS)
+    keys = []
+    for raw in raw_sets:
+        for template in ("%%%02X", "%%%02x"):
+            keys.append(
+                "/".join(
+                    "".join(chr(b) if b in _ALWAYS_RAW or b in raw else template % b for b in segment)
+                    for segment in decoded
+                )
+            )
+    return list(dict.fromkeys(keys))
+
+
+def canonical(path: str) -> str:
+    """The one spelling by which two routespecs are compared for being the same route."""
+    return "/".join(quote(unquote_to_bytes(segment), safe="") for segment in path.split("/"))
+
+
+def _header(key: str, value: str) -> dict[str, Any]:
+    # `%` starts a command in Envoy's header values.
+    return {"header": {"key": key, "value": value.replace("%", "%%")}, "append_action": _OVERWRITE}
+
+
+def render_route(route: Route) -> str:
+    """The members of the prefix map for one route: `"/user/a@b/": {…}, "/user/a%40b/": {…}` (JSON text)."""
+    host, _ = parse_target(route.target)
+    headers = [_header(HEADER_TARGET, route.address)]
+    action: dict[str, Any] = {"cluster": CLUSTER_TLS if route.tls else CLUSTER, "timeout": "0s"}
+    if route.tls:
+        headers.append(_header(HEADER_SERVER_NAME, host))
+    if route.is_hub:
+        headers.append(_header(HEADER_KIND, "hub"))
+        # A restarting hub refuses connections for a second or two: wait for it, nothing was sent yet.
+        action["retry_policy"] = {
+            "retry_on": "connect-failure",
+            "num_retries": 12,
+            "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"},
+        }
+    body = {
+        "action": {
+            "name": "route",
+            "typed_config": {
+                "@type": _TYPE_ROUTE,
+                "match": {"prefix": "/"},
+                "route": action,
+                "request_headers_to_add": headers,
+            },
+        }
+    }
+    text = json.dumps(body, separators=(",", ":"))
+    _, path = split_routespec(route.routespec)
+    return ",".join(f"{json.dumps(key)}:{text}" for key in spellings(path))
+
+
+_PATH_INPUT = {
+    "name": "path",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
+        "header_name": ":path",
+    },
+}
+_REFUSE = {
+    "predicate": {
+        "single_predicate": {
+            "input": _PATH_INPUT,
+            "value_match": {"safe_regex": {"google_re2": {}, "regex": REFUSED_PATHS}},
+        }
+    },
+    "on_match": {
+        "action": {
+            "name": "refuse",
+            "typed_config": {
+                "@type": _TYPE_ROUTE,
+                "match": {"prefix": "/"},
+                "direct_response": {"status": 400, "body": {"inline_string": "This address is not valid."}},
+            },
+        }
+    },
+}
+_MAP = "@@MAP@@"
+
+
+def _virtual_host(host: str, rendered: list[str]) -> str:
+    if not rendered:  # An empty map is refused by Envoy; without routes it answers 404, shown as our own page.
+        return json.dumps({"name": host, "domains": [host]})
+    tree = {"matcher_tree": {"input": _PATH_INPUT, "prefix_match_map": {"map": _MAP}}}
+    matcher = {"matcher_list": {"matchers": [_REFUSE]}, "on_no_match": {"matcher": tree}}
+    text = json.dumps({"name": host, "domains": [host], "matcher": matcher}, separators=(",", ":"))
+    return text.replace(f'"{_MAP}"', "{" + ",".join(rendered) + "}")
+
+
+def render_table(version: str, rendered: dict[str, dict[str, str]], *, trusted_hops: int = 0) -> str:
+    """The whole table as one DiscoveryResponse (JSON text).
+
+    Args:
+        version: told back by Envoy once it serves this table.
+        rendered: host ("*" for any) → path → what render_route gave.
+        trusted_hops: how many proxies in front of Envoy to believe about the client's address. 0: none.
+    """
+    everywhere = rendered.get("*", {})
+    default = [everywhere["/"]] if "/" in everywhere else []
+    hosts = []
+    for host in {"*": None, **rendered}:
+        routes = rendered.get(host, {})
+        fallback = default if host != "*" and "/" not in routes else []
+        hosts.append(_virtual_host(host, [*routes.values(), *fallback]))
+    add = []
+    remove = [HEADER_TARGET, HEADER_SERVER_NAME, HEADER_KIND, "x-envoy-external-address"]
+    if not trusted_hops:
+        remove += UNTRUSTED_HEADERS
+        for key, value in (
+            ("x-forwarded-for", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"),
+            ("x-forwarded-host", "%REQ(:AUTHORITY)%"),
+        ):
+            add.append({"header": {"key": key, "value": value}, "append_action": _OVERWRITE})
+    table = {
+        "@type": _TYPE_TABLE,
+        "name": ROUTE_CONFIG,
+        "virtual_hosts": "@@HOSTS@@",
+        "ignore_port_in_host_matching": True,
+        # The route's own headers are set after the table-wide removals, so no client value survives.
+        "most_specific_header_mutations_wins": True,
+        "request_headers_to_add": add,
+        "request_headers_to_remove": remove,
+    }
+    response = json.dumps({"version_info": version, "resources": [table]}, separators=(",", ":"))
+    return response.replace('"@@HOSTS@@"', "[" + ",".join(hosts) + "]")

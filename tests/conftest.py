@@ -1,0 +1,98 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marimohub.database import Database
+from marimohub.notebooks import NotebookStore
+from tests.hub import free_port
+
+ARTIFACTS = Path(__file__).parent.parent / "test-artifacts"
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def missing(part: str, reason: str) -> None:
+    """Skip a test whose part is not here, or fail it where MARIMOHUB_REQUIRE names the part."""
+    if part in os.environ.get("MARIMOHUB_REQUIRE", "").split(","):
+        pytest.fail(f"{reason}, and MARIMOHUB_REQUIRE demands {part}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium under Playwright."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        missing("browser", "Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a PostgreSQL server of our own; the database `postgres` is empty at first."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        missing("postgres", "PostgreSQL's server programs are not installed")
+    programs = found[-1].parent
+    folder = tmp_path_factory.mktemp("postgres")
+    port = free_port()
+    # PostgreSQL refuses to run as root
+    as_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
+    for path in (folder, *folder.parents):
+        if path == Path("/tmp"):
+            break
+        path.chmod(path.stat().st_mode | 0o011)
+    if as_user:
+        os.chown(folder, 65534, 65534)
+
+    def run(*command: str) -> None:
+        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd=folder)
+
+    data = str(folder / "data")
+    run(str(programs / "initdb"), "-D", data, "-U", "hub", "-A", "trust", "--no-sync")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    run(str(programs / "pg_ctl"), "-D", data, "-w", "-o", options, "-l", str(folder / "log"), "start")
+    yield f"postgresql+psycopg://hub@127.0.0.1:{port}/postgres"
+    run(str(programs / "pg_ctl"), "-D", data, "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'hub.sqlite'}")
+    database.prepare()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(database: Database, tmp_path: Path) -> NotebookStore:
+    return NotebookStore(database, tmp_path / "notebooks")
+
+
+@pytest.fixture
+def artifacts() -> Path:
+    """Where tests leave screenshots for people to look at."""
+    ARTIFACTS.mkdir(exist_ok=True)
+    return ARTIFACTS

@@ -1,0 +1,150 @@
+"""The documented REST calls, against a running hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from tests.hub import Hub, Person
+
+CONFIG = "c.MarimoHub.default_role = 'viewer'\n"
+
+
+class Team:
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.ann = Person(hub, "ann").set_up()
+        self.bob, self.carol, self.vic = (Person(hub, name) for name in ("bob", "carol", "vic"))
+        for person, role in ((self.bob, "editor"), (self.carol, "editor"), (self.vic, "viewer")):
+            person.sign_up()
+            self.ann.approve(person.name, role)
+            person.sign_in()
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    hub = Hub(tmp_path_factory.mktemp("api"), CONFIG)
+    hub.start()
+    yield Team(hub)
+    hub.stop()
+
+
+def error(answer: requests.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_create_answers_with_the_notebook_and_the_list_shows_it(team: Team) -> None:
+    made = team.bob.api("POST", "/notebooks", {"name": "created", "template": "data_exploration"})
+    assert made.status_code == 201
+    assert made.json()["author_email"] == "bob@example.com"
+    (row,) = [n for n in team.vic.api("GET", "/notebooks").json()["notebooks"] if n["name"] == "created"]
+    assert row["lock"]["state"] == "available"
+    assert row["file_exists"] is True
+    assert row["actions"] == []
+    assert (team.hub.data / "notebooks/default/created.py").read_text().startswith("import marimo")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"name": "a b"}, (400, "invalid_name")),
+        ({"name": "x" * 101}, (400, "invalid_name")),
+        ({"name": "duckdb"}, (400, "invalid_name")),
+        ({"name": 3}, (400, "bad_field")),
+        ({}, (400, "bad_field")),
+        ([], (400, "bad_json")),
+        ({"name": "fine", "template": "nope"}, (400, "unknown_template")),
+    ],
+)
+def test_bad_create_is_refused_with_a_sentence(team: Team, body: object, expected: tuple[int, str]) -> None:
+    answer = team.bob.api("POST", "/notebooks", body)
+    assert error(answer) == expected
+    assert answer.json()["error"]["message"].endswith(".")
+
+
+def test_name_that_differs_only_in_case_is_taken(team: Team) -> None:
+    team.bob.api("POST", "/notebooks", {"name": "Case"})
+    assert error(team.bob.api("POST", "/notebooks", {"name": "cASE"})) == (409, "name_taken")
+
+
+def test_viewers_see_the_list_and_can_do_nothing(team: Team) -> None:
+    team.bob.api("POST", "/notebooks", {"name": "look"})
+    assert team.vic.api("GET", "/notebooks").status_code == 200
+    for method, path, body in (
+        ("POST", "/notebooks", {"name": "mine"}),
+        ("POST", "/notebooks/look/lock", {}),
+        ("POST", "/notebooks/look/release", {}),
+        ("POST", "/notebooks/look/heartbeat", {"fence": 1}),
+        ("POST", "/notebooks/look/copy", {"name": "look2"}),
+        ("PUT", "/notebooks/look/text", {"text": "", "base": "", "fence": 1}),
+        ("GET", "/notebooks/look/text", None),
+        ("DELETE", "/notebooks/look", None),
+        ("DELETE", "/notebooks/look/lock", None),
+    ):
+        answer = team.vic.api(method, path, body)
+        assert error(answer) == (403, "forbidden"), (method, path)
+
+
+def test_nobody_signed_in_gets_401(team: Team) -> None:
+    for path in ("/hub/api/notebooks", "/api/notebooks", "/api/notebooks/x/text"):
+        answer = requests.get(team.hub.url + path, timeout=10)
+        assert error(answer) == (401, "unauthenticated")
+
+
+def test_only_the_author_or_an_administrator_deletes(team: Team) -> None:
+    team.bob.api("POST", "/notebooks", {"name": "del1"})
+    team.bob.api("POST", "/notebooks", {"name": "del2"})
+    assert error(team.carol.api("DELETE", "/notebooks/del1")) == (403, "not_author")
+    assert team.bob.api("DELETE", "/notebooks/del1").status_code == 204
+    assert team.ann.api("DELETE", "/notebooks/del2").status_code == 204
+    assert error(team.bob.api("DELETE", "/notebooks/del1")) == (404, "not_found")
+
+
+def test_missing_file_is_told_in_the_documented_words_and_can_be_replaced(team: Team) -> None:
+    team.bob.api("POST", "/notebooks", {"name": "lost"})
+    (team.hub.data / "notebooks/default/lost.py").unlink()
+    (row,) = [n for n in team.bob.api("GET", "/notebooks").json()["notebooks"] if n["name"] == "lost"]
+    assert row["file_exists"] is False
+    opened = team.bob.api("POST", "/notebooks/lost/lock", {})
+    assert error(opened) == (404, "file_missing")
+    assert opened.json()["error"]["message"] == "Notebook file not found"
+    assert team.carol.api("POST", "/notebooks", {"name": "lost"}).status_code == 201
+
+
+def test_api_call_without_xsrf_token_is_refused(team: Team) -> None:
+    answer = team.bob.session.post(
+        f"{team.hub.url}/hub/api/notebooks",
+        json={"name": "forged"},
+        headers={"Sec-Fetch-Mode": "cors", "Origin": "http://evil.example"},
+        timeout=10,
+    )
+    assert answer.status_code == 403
+    # the hub's cookies do not reach the bare path at all
+    bare = team.bob.session.post(f"{team.hub.url}/api/notebooks", json={"name": "forged"}, timeout=10)
+    assert bare.status_code in (401, 403)
+    assert "forged" not in team.bob.api("GET", "/notebooks").text
+
+
+def test_token_works_on_the_bare_path(team: Team) -> None:
+    token = team.bob.api("POST", "/users/bob/tokens", {}).json()["token"]
+    headers = {"Authorization": f"token {token}"}
+    made = requests.post(f"{team.hub.url}/api/notebooks", json={"name": "by_token"}, headers=headers, timeout=10)
+    assert made.status_code == 201
+    assert "by_token" in requests.get(f"{team.hub.url}/api/notebooks", headers=headers, timeout=10).text
+
+
+def test_unknown_workspace_is_told(team: Team) -> None:
+    assert error(team.bob.api("GET", "/notebooks?workspace=nope")) == (404, "no_workspace")
+
+
+def test_bare_address_leads_to_the_page(team: Team) -> None:
+    for path in ("/notebooks", "/", "/hub/", "/hub/home"):
+        assert team.bob.page(path).url == f"{team.hub.url}/hub/notebooks"
+
+
+def test_page_of_a_person_shows_no_stack_trace_on_an_unknown_address(team: Team) -> None:
+    answer = team.bob.page("/hub/nothing/here")
+    assert answer.status_code == 404
+    assert "Traceback" not in answer.text
