@@ -20,6 +20,7 @@ from marimohub.auth.accounts import AccountAuthenticator
 from marimohub.commands import Init, NewToken, UpgradeDB
 from marimohub.database import Database, DatabaseNewer, DatabaseOutdated, sqlite_pragmas
 from marimohub.handlers import HubServices, routes
+from marimohub.handlers.events import Broadcaster
 from marimohub.notebooks import NotebookStore
 from marimohub.permissions import ago
 from marimohub.snapshots import source
@@ -216,6 +217,7 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
         self.tornado_settings = {
             "headers": headers,
+            "marimohub_events": Broadcaster(),
             "marimohub": HubServices(
                 database=self.database,
                 store=self.store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from marimohub.notebooks import NotebookInfo
 
 _UNITS = ((31_536_000, "y"), (2_592_000, "mo"), (86_400, "d"), (3600, "h"), (60, "m"))
+
+EmailOf = Callable[[str | None], str | None]
 
 
 @dataclass(frozen=True)
@@ -75,26 +78,27 @@ def ago(iso: str | None, now: float) -> str:
     return "just now"
 
 
-def lock_model(info: NotebookInfo, viewer: Viewer) -> dict[str, Any]:
+def lock_model(info: NotebookInfo, viewer: Viewer, email_of: EmailOf) -> dict[str, Any]:
     """The lock as the API shows it."""
     live = info.lock.holder is not None
     return {
         "state": lock_state(info, viewer),
         "holder": info.lock.holder,
+        "holder_email": email_of(info.lock.holder) if live else None,
         "since": isoformat(info.lock.acquired) if live else None,
         "expires": isoformat(info.lock.expires) if live else None,
     }
 
 
-def notebook_model(info: NotebookInfo, viewer: Viewer) -> dict[str, Any]:
-    """A notebook as the API and the page show it to `viewer`."""
+def notebook_model(info: NotebookInfo, viewer: Viewer, email_of: EmailOf) -> dict[str, Any]:
+    """A notebook as the API and the page show it to `viewer`. `email_of` knows people's addresses."""
     return {
         "name": info.name,
         "author": info.author,
         "author_email": info.author_email,
         "modified": isoformat(info.modified),
         "file_exists": info.file_exists,
-        "lock": lock_model(info, viewer),
+        "lock": lock_model(info, viewer, email_of),
         "actions": actions(info, viewer),
         "delete_blocked": delete_blocked(info, viewer) if viewer.can_edit else None,
     }

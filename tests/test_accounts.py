@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import requests
-
 from marimohub.auth import first_run
+
 from marimohub.database import Database
 from tests.hub import Hub, Person
 

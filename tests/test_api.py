@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import websocket_connect
 
 from tests.hub import Hub, Person
 
@@ -133,6 +138,61 @@ def test_token_works_on_the_bare_path(team: Team) -> None:
     made = requests.post(f"{team.hub.url}/api/notebooks", json={"name": "by_token"}, headers=headers, timeout=10)
     assert made.status_code == 201
     assert "by_token" in requests.get(f"{team.hub.url}/api/notebooks", headers=headers, timeout=10).text
+
+
+def test_force_unlock_tells_the_holder_until_they_dismiss_it(team: Team) -> None:
+    team.bob.api("POST", "/notebooks", {"name": "stuck"})
+    assert team.bob.api("POST", "/notebooks/stuck/lock", {}).status_code == 200
+    assert error(team.carol.api("DELETE", "/notebooks/stuck/lock")) == (403, "forbidden")
+    assert error(team.ann.api("DELETE", "/notebooks/stuck")) == (409, "locked")
+    unlocked = team.ann.api("DELETE", "/notebooks/stuck/lock")
+    assert unlocked.json()["notebook"]["lock"]["state"] == "available"
+    (notice,) = team.bob.api("GET", "/notebooks").json()["notices"]
+    assert notice["text"] == 'Your lock on "stuck" has been revoked by an administrator.'
+    assert notice["text"] in team.bob.page("/hub/notebooks").text.replace("&#34;", '"')
+    assert team.carol.api("DELETE", f"/notices/{notice['id']}").status_code == 404
+    assert team.bob.api("DELETE", f"/notices/{notice['id']}").status_code == 204
+    assert team.bob.api("GET", "/notebooks").json()["notices"] == []
+    assert error(team.ann.api("DELETE", "/notebooks/stuck/lock")) == (409, "not_locked")
+
+
+def test_lock_in_the_way_is_told_with_holder_and_since(team: Team) -> None:
+    team.bob.api("POST", "/notebooks", {"name": "busy"})
+    opened = team.bob.api("POST", "/notebooks/busy/lock", {})
+    assert opened.json()["marimo_url"] == "/user/bob/?file=busy.py"
+    refused = team.carol.api("POST", "/notebooks/busy/lock", {})
+    assert error(refused) == (409, "lock_held")
+    assert refused.json()["error"]["holder"] == "bob"
+    assert refused.json()["error"]["since"] == opened.json()["notebook"]["lock"]["since"]
+    (row,) = [n for n in team.carol.api("GET", "/notebooks").json()["notebooks"] if n["name"] == "busy"]
+    assert row["lock"]["holder_email"] == "bob@example.com"
+    assert row["actions"] == ["copy", "delete"]
+    again = team.bob.api("POST", "/notebooks/busy/lock", {})
+    assert again.json()["fence"] == opened.json()["fence"]
+    assert error(team.carol.api("POST", "/notebooks/busy/release", {})) == (409, "not_holder")
+    assert team.bob.api("POST", "/notebooks/busy/release", {}).status_code == 200
+
+
+def test_socket_of_a_page_hears_of_changes_and_strangers_get_none(team: Team) -> None:
+    def connect(cookie: str, origin: str) -> Any:
+        url = f"ws://127.0.0.1:{team.hub.port}/hub/api/events"
+        request = HTTPRequest(url, headers={"Cookie": cookie, "Origin": origin})
+        return websocket_connect(request)
+
+    async def listen() -> dict[str, Any]:
+        cookie = "; ".join(f"{c.name}={c.value}" for c in team.vic.session.cookies if c.path == "/hub/")
+        for bad_cookie, origin in (("", team.hub.url), (cookie, "http://evil.example")):
+            with pytest.raises(HTTPClientError) as caught:
+                await connect(bad_cookie, origin)
+            assert caught.value.code == 403
+        socket = await connect(cookie, team.hub.url)
+        await asyncio.to_thread(team.bob.api, "POST", "/notebooks", {"name": "heard"})
+        message = await asyncio.wait_for(socket.read_message(), 10)
+        socket.close()
+        heard: dict[str, Any] = json.loads(message)
+        return heard
+
+    assert asyncio.run(listen()) == {"event": "notebooks_changed"}
 
 
 def test_unknown_workspace_is_told(team: Team) -> None:

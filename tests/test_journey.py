@@ -45,13 +45,21 @@ def hub(tmp_path_factory: pytest.TempPathFactory, warehouse: Path) -> Iterator[H
 
 def person(browser: Any, **options: Any) -> Any:
     page = browser.new_context(viewport={"width": 1280, "height": 900}, **options).new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(15_000)
     return page
 
 
 def fill(page: Any, **fields: str) -> None:
     for name, value in fields.items():
         page.locator(f"[name={name}]:not([type=hidden])").fill(value)
+
+
+def create(page: Any, name: str, template: str) -> None:
+    page.get_by_role("button", name="New Notebook").click()
+    page.locator(f".dropdown-item[data-new={template}]").click()
+    page.locator("#notebook-name").fill(name)
+    page.keyboard.press("Enter")
+    page.locator(f"tr[data-name={name}]").wait_for()
 
 
 def open_notebook(page: Any, name: str) -> Any:
@@ -81,20 +89,14 @@ def test_two_people_hand_a_notebook_over(hub: Hub, browser: Any, artifacts: Path
 
     # create from Data Exploration
     ann.goto(f"{hub.url}/notebooks")
-    ann.locator("[data-new=data_exploration]:visible").first.click() if ann.locator(
-        "[data-new=data_exploration]:visible"
-    ).count() else None
-    if not ann.locator("#notebook-name").is_visible():
-        ann.get_by_role("button", name="New Notebook").click()
-        ann.locator("[data-new=data_exploration]:visible").first.click()
-    ann.locator("#notebook-name").fill("sales")
-    ann.keyboard.press("Enter")
-    ann.locator("tr[data-name=sales]").wait_for()
+    create(ann, "sales", "data_exploration")
     ann.screenshot(path=artifacts / "notebooks.png")
 
     # open: marimo in a new tab, with rows of the warehouse
     tab = open_notebook(ann, "sales")
-    tab.get_by_text("customers").first.wait_for()
+    tab.get_by_text("What is in the warehouse").first.wait_for()
+    tab.locator("marimo-dropdown").first.get_by_text("analytics.customer_value").click()
+    tab.get_by_text("sales.customers", exact=True).last.click()
     tab.get_by_text(re.compile(r"@\w+\.\w+")).first.wait_for()
     tab.screenshot(path=artifacts / "marimo.png")
     ann.locator("tr[data-name=sales] .status-mine").wait_for()
@@ -148,13 +150,10 @@ def test_hub_crash_is_survived_by_the_open_tab(hub: Hub, browser: Any) -> None:
     fill(bob, username="bob", password=PASSWORD)
     bob.locator("form button[type=submit]").first.click()
     bob.wait_for_url("**/hub/notebooks")
-    bob.get_by_role("button", name="New Notebook").click()
-    bob.locator("[data-new=blank]:visible").first.click()
-    bob.locator("#notebook-name").fill("survivor")
-    bob.keyboard.press("Enter")
+    create(bob, "survivor", "blank")
     tab = open_notebook(bob, "survivor")
-    editor = tab.locator(".cm-content").first
-    editor.wait_for()
+    tab.get_by_text(re.compile(r"Warehouse snapshot of \d\d \w+ \d{4}")).first.wait_for()
+    editor = tab.locator(".cm-content").last
     before = next(hub.data.glob("users/bob/server.log")).stat().st_ino
     hub.kill()
 

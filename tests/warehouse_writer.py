@@ -10,7 +10,7 @@ import duckdb
 
 def main(path: str) -> None:
     connection = duckdb.connect(path)
-    connection.execute("CREATE TABLE IF NOT EXISTS sync_log (turn BIGINT, at TIMESTAMP)")
+    connection.execute("CREATE TABLE IF NOT EXISTS sync_log (turn BIGINT, synced TIMESTAMP)")
     turn = 0
     while True:
         turn += 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from marimohub.handlers import accounts as account_pages
-from marimohub.handlers import notebooks, pages
+from marimohub.handlers import events, notebooks, pages
 from marimohub.opening import HubServices
 
 __all__ = ["HubServices", "routes"]
@@ -22,7 +22,11 @@ def routes(static: Path | None, *, accounts: bool) -> list[tuple[Any, ...]]:
     """
     found: list[tuple[Any, ...]] = [*notebooks.handlers]
     if static is not None:
-        found += [(r"/marimohub-static/(.+)", pages.StaticHandler, {"path": str(static)}), *pages.handlers]
+        found += [
+            (r"/marimohub-static/(.+)", pages.StaticHandler, {"path": str(static)}),
+            *pages.handlers,
+            *events.handlers,
+        ]
         if accounts:
             found += account_pages.handlers
     return found

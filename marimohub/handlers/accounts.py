@@ -204,7 +204,7 @@ class SetupHandler(AccountPage):
 class PasswordHandler(AccountPage):
     @web.authenticated
     async def get(self) -> None:
-        await self.show("change_password.html", error=None, done=False)
+        await self.form()
 
     @web.authenticated
     async def post(self) -> None:
@@ -220,7 +220,11 @@ class PasswordHandler(AccountPage):
                 error = refused.message
             else:
                 await self.accounts.set_password(account, self.text("new_password"))
-        await self.show("change_password.html", status=400 if error else 200, error=error, done=error is None)
+        await self.form(error=error, done=error is None)
+
+    async def form(self, *, error: str | None = None, done: bool = False) -> None:
+        shown = {"error": error, "done": done, "min_password_length": self.accounts.minimum_password_length}
+        await self.show("change_password.html", status=400 if error else 200, **shown)
 
 
 class AccountsHandler(AccountPage):

@@ -105,12 +105,26 @@ class Services:
     settings: dict[str, Any]
     expanded_scopes: set[str]
     current_user: Any
+    authenticator: Any
 
     @property
     def hub_services(self) -> HubServices:
         found = self.settings["marimohub"]
         assert isinstance(found, HubServices)
         return found
+
+    @property
+    def broadcaster(self) -> Any:
+        """Where events for open pages go (handlers/events.py)."""
+        return self.settings["marimohub_events"]
+
+    def email_of(self, user: str | None) -> str | None:
+        """The e-mail address of a user, if it is known."""
+        if user is None:
+            return None
+        find = getattr(self.authenticator, "email_of", None)
+        address = find(user) if find else None
+        return address or (user if "@" in user else None)
 
     @property
     def viewer(self) -> Viewer:
@@ -152,6 +166,10 @@ class ApiHandler(Services, APIHandler):
             words = {str: "text", int: "a whole number"}
             raise RequestError(400, "bad_field", f'The field "{name}" must be {words.get(kind, kind.__name__)}.')
         return value
+
+    def changed(self) -> None:
+        """Tell open Notebooks pages that the list is not what they show."""
+        self.broadcaster.send({"event": "notebooks_changed"})
 
     async def workspace_id(self) -> int:
         """The workspace that the request names, or the default one."""

@@ -16,7 +16,7 @@ from marimohub.names import check_name
 from marimohub.notebooks import NotebookInfo
 from marimohub.opening import Report, ServerFailed, open_notebook
 from marimohub.orm import AuditEntry, Notice
-from marimohub.permissions import isoformat, lock_model, notebook_model
+from marimohub.permissions import isoformat, notebook_model
 
 STOP_WAIT_SECONDS = 60
 
@@ -24,18 +24,16 @@ STOP_WAIT_SECONDS = 60
 class NotebookApi(ApiHandler):
     """What the notebook handlers share."""
 
-    def email(self) -> str | None:
-        """The e-mail address of the person who asks, if it is known."""
-        find = getattr(self.authenticator, "email_of", None)
-        address = find(self.viewer.user) if find else None
-        return address or (self.viewer.user if "@" in self.viewer.user else None)
+    def model(self, info: NotebookInfo) -> dict[str, Any]:
+        """A notebook as the person who asks sees it."""
+        return notebook_model(info, self.viewer, self.email_of)
 
     async def info(self, workspace_id: int, name: str) -> NotebookInfo:
         services = self.hub_services
         return await services.database.run(services.store.get, workspace_id, name, now=services.clock())
 
     async def write_notebook(self, workspace_id: int, name: str) -> None:
-        self.finish({"notebook": notebook_model(await self.info(workspace_id, name), self.viewer)})
+        self.finish({"notebook": self.model(await self.info(workspace_id, name))})
 
 
 class NotebooksHandler(NotebookApi):
@@ -60,11 +58,12 @@ class NotebooksHandler(NotebookApi):
             name,
             text,
             author=self.viewer.user,
-            email=self.email(),
+            email=self.email_of(self.viewer.user),
             now=services.clock(),
         )
+        self.changed()
         self.set_status(201)
-        self.finish(notebook_model(info, self.viewer))
+        self.finish(self.model(info))
 
 
 async def listing(handler: Any) -> dict[str, Any]:
@@ -74,12 +73,19 @@ async def listing(handler: Any) -> dict[str, Any]:
     workspace_id = await services.database.run(services.store.workspace_id, workspace)
     found = await services.database.run(services.store.list_all, workspace_id, now=services.clock())
     return {
+        "notices": await services.database.read(notices, viewer.user),
         "workspace": workspace,
         "role": viewer.role,
         "user": viewer.user,
         "can_create": viewer.can_edit,
-        "notebooks": [notebook_model(info, viewer) for info in found],
+        "notebooks": [notebook_model(info, viewer, handler.email_of) for info in found],
     }
+
+
+def notices(session: Any, user: str) -> list[dict[str, Any]]:
+    """What waits for a user until they dismiss it."""
+    found = session.query(Notice).filter(Notice.user_name == user).order_by(Notice.created)
+    return [{"id": notice.id, "text": notice.text} for notice in found]
 
 
 class NotebookHandler(NotebookApi):
@@ -88,7 +94,7 @@ class NotebookHandler(NotebookApi):
         """One notebook."""
         self.require(roles.READ)
         workspace_id = await self.workspace_id()
-        self.finish(notebook_model(await self.info(workspace_id, name), self.viewer))
+        self.finish(self.model(await self.info(workspace_id, name)))
 
     @answers
     async def delete(self, name: str) -> None:
@@ -104,6 +110,7 @@ class NotebookHandler(NotebookApi):
             admin=viewer.is_admin,
             now=services.clock(),
         )
+        self.changed()
         self.set_status(204)
         self.finish()
 
@@ -134,11 +141,12 @@ class LockHandler(NotebookApi):
                 start_server=self.start_server,
                 report=self.report,
             )
+            self.changed()
             answer = {
                 "marimo_url": f"{user.server_url('')}?file={quote(name)}.py",
                 "fence": lock.fence,
                 "expires": isoformat(lock.expires),
-                "notebook": notebook_model(await self.info(workspace_id, name), self.viewer),
+                "notebook": self.model(await self.info(workspace_id, name)),
             }
         except Exception as error:
             described = describe(error, admin=self.viewer.is_admin)
@@ -163,17 +171,23 @@ class LockHandler(NotebookApi):
         self.require(roles.ADMIN)
         workspace_id = await self.workspace_id()
         info = await self.info(workspace_id, name)
-        await self.hub_services.database.write(self._revoke, workspace_id, info.name)
+        holder, notice = await self.hub_services.database.write(self._revoke, workspace_id, info.name)
+        self.changed()
+        event = {"event": "notebook_lock_revoked", "notebook": info.name, "notice": notice}
+        self.broadcaster.send(event, user=holder)
         await self.write_notebook(workspace_id, info.name)
 
-    def _revoke(self, session: Any, workspace_id: int, name: str) -> None:
+    def _revoke(self, session: Any, workspace_id: int, name: str) -> tuple[str | None, dict[str, Any]]:
         now = self.hub_services.clock()
         before = locks.revoke(session, workspace_id, name, now=now)
         text = f'Your lock on "{name}" has been revoked by an administrator.'
-        session.add(Notice(user_name=before.holder, kind="notebook_lock_revoked", text=text, created=now))
+        notice = Notice(user_name=before.holder, kind="notebook_lock_revoked", text=text, created=now)
+        session.add(notice)
         session.add(
             AuditEntry(created=now, actor=self.viewer.user, action="force_unlock", target=name, detail=before.holder)
         )
+        session.flush()
+        return before.holder, {"id": notice.id, "text": text}
 
     async def report(self, phase: str, progress: int, message: str) -> None:
         if self._streaming:
@@ -247,6 +261,7 @@ class ReleaseHandler(NotebookApi):
         services, workspace_id = self.hub_services, await self.workspace_id()
         info = await self.info(workspace_id, name)
         await services.database.write(locks.release, workspace_id, info.name, self.viewer.user, now=services.clock())
+        self.changed()
         await self.write_notebook(workspace_id, info.name)
 
 
@@ -263,11 +278,12 @@ class CopyHandler(NotebookApi):
             name,
             new_name,
             author=self.viewer.user,
-            email=self.email(),
+            email=self.email_of(self.viewer.user),
             now=services.clock(),
         )
+        self.changed()
         self.set_status(201)
-        self.finish(notebook_model(info, self.viewer))
+        self.finish(self.model(info))
 
 
 class TextHandler(NotebookApi):
@@ -288,7 +304,7 @@ class TextHandler(NotebookApi):
                 "hash": found.hash,
                 "modified": isoformat(found.modified),
                 "fence": info.lock.fence if info.lock.held_by(self.viewer.user) else None,
-                "lock": lock_model(info, self.viewer),
+                "lock": self.model(info)["lock"],
             }
         )
 
@@ -306,6 +322,7 @@ class TextHandler(NotebookApi):
             base=self.field(body, "base", str),
             now=services.clock(),
         )
+        self.changed()
         self.finish({"hash": saved.hash, "modified": isoformat(saved.modified)})
 
 

@@ -9,7 +9,7 @@ from tornado import web
 
 from marimohub import notebook_templates
 from marimohub.handlers.base import ApiHandler, PageHandler, RequestError, answers
-from marimohub.handlers.notebooks import listing
+from marimohub.handlers.notebooks import listing, notices
 from marimohub.orm import Notice
 
 
@@ -31,7 +31,7 @@ class NotebooksPage(PageHandler):
                 for t in notebook_templates.TEMPLATES.values()
             ],
             lock_ttl_minutes=round(services.lock_ttl / 60),
-            notices=await services.database.read(_notices, viewer.user),
+            notices=await services.database.read(notices, viewer.user),
         )
         self.finish(html)
 
@@ -61,12 +61,10 @@ class StaticHandler(web.StaticFileHandler):
         return 86400 * 30 if self.get_argument("v", "") else 0
 
     def set_extra_headers(self, path: str) -> None:
+        if not self.get_argument("v", ""):
+            # modules import each other without a version: ask again, and be told "not modified"
+            self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Content-Type-Options", "nosniff")
-
-
-def _notices(session: Any, user: str) -> list[dict[str, Any]]:
-    found = session.query(Notice).filter(Notice.user_name == user).order_by(Notice.created)
-    return [{"id": notice.id, "text": notice.text} for notice in found]
 
 
 def _dismiss(session: Any, notice: int, user: str) -> bool:

@@ -16,15 +16,16 @@ class AdminUnavailable(Exception):
 
 
 class Admin:
-    """Asks one Envoy. Each call is one short connection."""
+    """Asks one Envoy. Each call is one short connection, and gives up after `timeout` seconds."""
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, *, timeout: float = 2.0) -> None:
         self.socket_path = socket_path
+        self.timeout = timeout
 
-    async def get(self, path: str, *, timeout: float = 2.0, method: str = "GET") -> tuple[int, str]:
-        """(status, body) of an admin request; raises AdminUnavailable after `timeout` seconds."""
+    async def get(self, path: str, *, timeout: float | None = None, method: str = "GET") -> tuple[int, str]:
+        """(status, body) of an admin request; raises AdminUnavailable."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(self.timeout if timeout is None else timeout):
                 return await self._get(path, method)
         except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError) as error:
             raise AdminUnavailable(f"{self.socket_path}: {error!r}") from error
@@ -66,7 +67,7 @@ class Admin:
         finally:
             os.close(folder)
 
-    async def is_live(self, *, timeout: float = 2.0) -> bool:
+    async def is_live(self, *, timeout: float | None = None) -> bool:
         """Whether Envoy is initialised and not draining."""
         try:
             status, body = await self.get("/ready", timeout=timeout)
@@ -74,7 +75,7 @@ class Admin:
             return False
         return status == 200 and body.strip() == "LIVE"
 
-    async def stats(self, pattern: str, *, timeout: float = 2.0) -> dict[str, str]:
+    async def stats(self, pattern: str, *, timeout: float | None = None) -> dict[str, str]:
         """Statistics whose name matches the regular expression (no `&` or blanks in it)."""
         _, body = await self.get(f"/stats?filter={pattern}", timeout=timeout)
         return dict(re.findall(r"^(\S+): (.*)$", body, re.MULTILINE))

@@ -16,7 +16,7 @@ from marimohub.proxy.routes import CLUSTER, CLUSTER_TLS, HEADER_KIND, HEADER_SER
 # Paths are relative to the proxy's folder, which is Envoy's working directory: socket paths may have 107 bytes only.
 ADMIN_SOCKET = "admin.sock"
 ROUTES_FOLDER = "rds"
-ROUTES_FILE = "rds/routes.json"
+ROUTES_FILE = "rds/routes.pb"
 TLS_FOLDER = "sds"
 TLS_FILE = "sds/tls.json"
 ACCESS_LOG = "access.log"

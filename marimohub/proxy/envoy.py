@@ -248,21 +248,24 @@ class EnvoyProxy(Proxy):
         """Start Envoy with the present routes and wait until it serves them."""
         process = self._process
         assert process is not None
-        version = await self._open()[1].write()
-        await process.start()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self.start_timeout
-        while not await self._admin.is_live(timeout=1.0):
-            if not process.alive():
-                words = process.last_words()
-                if "Address already in use" in words:
-                    raise PortInUse(process.settings.listens_on)
-                raise ProxyStartFailed(f"Envoy ended at once. Its last words:\n{words}")
-            if loop.time() > end:
-                await process.stop(self.stop_timeout)
-                raise ProxyStartFailed(f"Envoy was not ready after {self.start_timeout:g} seconds.")
-            await asyncio.sleep(0.005)
-        await self._open()[1].confirm(version)
+        number = await self._open()[1].write()
+        process.start()
+        try:
+            async with asyncio.timeout(self.start_timeout):
+                while not await self._admin.is_live(timeout=1.0):
+                    if not process.alive():
+                        words = process.last_words()
+                        if "Address already in use" in words:
+                            raise PortInUse(process.settings.listens_on)
+                        raise ProxyStartFailed(f"Envoy ended at once. Its last words:\n{words}")
+                    await asyncio.sleep(0.005)
+                await self._open()[1].confirm(number)
+        except TimeoutError:
+            await process.stop(self.stop_timeout)
+            raise ProxyStartFailed(f"Envoy was not ready after {self.start_timeout:g} seconds.") from None
+        except ProxyError:
+            await process.stop(self.stop_timeout)
+            raise
 
     async def stop(self) -> None:
         """End Envoy and every connection through it. The routes stay stored."""

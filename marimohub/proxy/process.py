@@ -101,6 +101,7 @@ class EnvoyProcess:
             log_level,
             "--log-format",
             LOG_FORMAT,
+            "--log-format-escaped",  # One line for one message, so that a reader can tell them apart.
             # Hot restart needs shared memory under a base id that every Envoy of this machine competes for.
             "--disable-hot-restart",
         ]
@@ -128,19 +129,18 @@ class EnvoyProcess:
         """Take over an Envoy that `find` gave."""
         self.identity = identity
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Start Envoy; it is not ready yet. Raises PortInUse, CannotListen, ProxyStartFailed."""
         check_listenable(self.settings)
         document = json.dumps(bootstrap.render(self.settings), indent=1)
         write_atomically(self.folder / BOOTSTRAP_FILE, document, durable=False)
+        # Not in threads: cancelled or killed in between, the hub would leave an Envoy that nobody knows. A few ms.
         try:
-            self._child = await asyncio.to_thread(self._spawn)
+            self._child = self._spawn()
         except OSError as error:
             raise ProxyStartFailed(f"Envoy could not be started: {error}.") from error
         self.identity = Identity(self._child.pid, start_time(self._child.pid), self.fingerprint)
-        await asyncio.to_thread(
-            write_atomically, self.folder / STATE_FILE, json.dumps(asdict(self.identity)), durable=True
-        )
+        write_atomically(self.folder / STATE_FILE, json.dumps(asdict(self.identity)), durable=True)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self._open_log() as log:

@@ -14,6 +14,8 @@ from marimohub.proxy.table import RouteTable
 
 TABLE_FILE = "routes.json"
 _STAT = f"http.{STAT_PREFIX}.rds.{ROUTE_CONFIG}."
+_VERSION = f"{_STAT}version_text"
+_REJECTED = f"{_STAT}update_rejected"
 _POLL_FIRST = 0.001
 _POLL_LONGEST = 0.02
 
@@ -30,7 +32,8 @@ class Publisher:
         # Never a version of an earlier hub: an adopted Envoy still reports those.
         self._series = f"{time.time_ns():x}"
         self._number = 0
-        self._rejected = 0
+        self._lock = asyncio.Lock()
+        self._rejected: int | None = None
         self._waiting: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self.writes = 0
@@ -62,22 +65,26 @@ class Publisher:
         for waiter in self._waiting:
             waiter.cancel()
 
-    async def write(self) -> str:
-        """Write both files now, as an Envoy that is about to start reads them; the version written."""
-        self._number += 1
-        self.writes += 1
-        version = f"{self._series}.{self._number}"
-        snapshot = self._table.snapshot()
-        await asyncio.gather(
-            asyncio.to_thread(snapshot.save, self._folder / TABLE_FILE),
-            asyncio.to_thread(snapshot.publish, self._folder / ROUTES_FILE, version, trusted_hops=self._trusted_hops),
-        )
-        return version
+    async def write(self) -> int:
+        """Write both files now, as an Envoy that is about to start reads them; the number of this write."""
+        async with self._lock:  # An older snapshot must never replace a newer one.
+            self._number += 1
+            self.writes += 1
+            number, version = self._number, f"{self._series}.{self._number}"
+            snapshot = self._table.snapshot()
+            published = self._folder / ROUTES_FILE
+            await asyncio.gather(
+                asyncio.to_thread(snapshot.save, self._folder / TABLE_FILE),
+                asyncio.to_thread(snapshot.publish, published, version, trusted_hops=self._trusted_hops),
+            )
+            return number
 
     async def _run(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
+                if self._rejected is None:  # An adopted Envoy may have refused something long ago.
+                    self._rejected = int((await self._stats()).get(_REJECTED, 0))
                 await self.confirm(await self.write())
             except asyncio.CancelledError:
                 for waiter in batch:
@@ -92,23 +99,31 @@ class Publisher:
                     if not waiter.done():
                         waiter.set_result(None)
 
-    async def confirm(self, version: str) -> None:
-        """Wait until Envoy serves `version`. Raises RouteNotServed if it refuses, or after the deadline."""
+    async def confirm(self, number: int) -> None:
+        """Wait until Envoy serves that write or a later one.
+
+        Raises RouteNotServed if Envoy refuses it, or does not serve it within the deadline.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + self._deadline
         pause = _POLL_FIRST
-        while loop.time() < end:
-            try:
-                stats = await self._admin.stats(rf"^{_STAT}(version_text|update_rejected)$", timeout=2.0)
-            except AdminUnavailable:
-                stats = {}  # Starting again; the supervisor sees to that, and it will read our file.
-            if stats.get(_STAT + "version_text", "").strip('"') == version:
+        while (left := end - loop.time()) > 0:
+            stats = await self._stats(min(left, 2.0))
+            series, _, served = stats.get(_VERSION, "").strip('"').partition(".")
+            if series == self._series and int(served) >= number:
                 return
-            rejected = int(stats.get(_STAT + "update_rejected", 0))
-            if rejected > self._rejected:
+            if stats:
+                rejected = int(stats.get(_REJECTED, 0))
+                refused = rejected > (self._rejected or 0)
                 self._rejected = rejected
-                raise RouteNotServed("Envoy refused the new routes; its log says why.")
-            self._rejected = min(self._rejected, rejected) if stats else 0
+                if refused:
+                    raise RouteNotServed("Envoy refused the new routes; its log says why.")
             await asyncio.sleep(pause)
             pause = min(pause * 2, _POLL_LONGEST)
         raise RouteNotServed(f"Envoy did not serve the new routes within {self._deadline:g} seconds.")
+
+    async def _stats(self, timeout: float = 2.0) -> dict[str, str]:
+        try:
+            return await self._admin.stats(f"^{_STAT}(version_text|update_rejected)$", timeout=timeout)
+        except AdminUnavailable:
+            return {}  # It is being started again; the supervisor sees to that, and it will read our file.

@@ -1,4 +1,4 @@
-"""Envoy's route table as text: which path prefix goes to which server.
+"""Envoy's route table: which path prefix goes to which server.
 
 Everything here is a pure function of its arguments. The rules, and why:
 
@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from marimohub.proxy.errors import BadRoute
+from marimohub.proxy.wire import encode
 
 CLUSTER = "upstream"
 CLUSTER_TLS = "upstream_tls"
@@ -41,9 +41,10 @@ _RAW_OR_ENCODED = frozenset(b"~!$&'()*+,;=:@[]|^")
 # What common encoders leave raw: quote(safe=""), JupyterHub, encodeURIComponent, encodeURI and browsers.
 _ENCODERS = (b"", b"~", b"@~", b"!'()*~", b"!'()*~;,:@&=+$", bytes(_RAW_OR_ENCODED))
 _MAX_FREE = 4
-_TYPE_ROUTE = "type.googleapis.com/envoy.config.route.v3.Route"
-_TYPE_TABLE = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
-_OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
+_TYPE_ROUTE = "envoy.config.route.v3.Route"
+_TYPE_RESPONSE = "envoy.service.discovery.v3.DiscoveryResponse"
+_TYPE_TABLE = "envoy.config.route.v3.RouteConfiguration"
+_OVERWRITE = 2  # OVERWRITE_IF_EXISTS_OR_ADD
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,41 +141,36 @@ def _header(key: str, value: str) -> dict[str, Any]:
     return {"header": {"key": key, "value": value.replace("%", "%%")}, "append_action": _OVERWRITE}
 
 
-def render_route(route: Route) -> str:
-    """The members of the prefix map for one route: `"/user/a@b/": {…}, "/user/a%40b/": {…}` (JSON text)."""
+def render_route(route: Route) -> bytes:
+    """One route's entries of the prefix map, one for each spelling of its path (encoded `MatchMap`)."""
     host, _ = parse_target(route.target)
     headers = [_header(HEADER_TARGET, route.address)]
-    action: dict[str, Any] = {"cluster": CLUSTER_TLS if route.tls else CLUSTER, "timeout": "0s"}
+    action: dict[str, Any] = {"cluster": CLUSTER_TLS if route.tls else CLUSTER, "timeout": {}}  # 0: none
     if route.tls:
         headers.append(_header(HEADER_SERVER_NAME, host))
     if route.is_hub:
         headers.append(_header(HEADER_KIND, "hub"))
-        # A restarting hub refuses connections for a second or two: wait for it, nothing was sent yet.
+        # A restarting hub refuses connections for a few seconds: wait for it, nothing was sent yet.
         action["retry_policy"] = {
             "retry_on": "connect-failure",
-            "num_retries": 12,
-            "retry_back_off": {"base_interval": "0.1s", "max_interval": "0.5s"},
+            "num_retries": {"value": 20},
+            "retry_back_off": {"base_interval": {"nanos": 100_000_000}, "max_interval": {"nanos": 500_000_000}},
         }
-    body = {
-        "action": {
-            "name": "route",
-            "typed_config": {
-                "@type": _TYPE_ROUTE,
-                "match": {"prefix": "/"},
-                "route": action,
-                "request_headers_to_add": headers,
-            },
-        }
+    config = {
+        "@type": _TYPE_ROUTE,
+        "match": {"prefix": "/"},
+        "route": action,
+        "request_headers_to_add": headers,
     }
-    text = json.dumps(body, separators=(",", ":"))
+    value = encode("OnMatch", {"action": {"name": "route", "typed_config": config}})
     _, path = split_routespec(route.routespec)
-    return ",".join(f"{json.dumps(key)}:{text}" for key in spellings(path))
+    return b"".join(encode("MatchMap", {"map": {"key": key, "value": value}}) for key in spellings(path))
 
 
 _PATH_INPUT = {
     "name": "path",
     "typed_config": {
-        "@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
+        "@type": "envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
         "header_name": ":path",
     },
 }
@@ -196,20 +192,18 @@ _REFUSE = {
         }
     },
 }
-_MAP = "@@MAP@@"
 
 
-def _virtual_host(host: str, rendered: list[str]) -> str:
+def _virtual_host(host: str, rendered: list[bytes]) -> dict[str, Any]:
     if not rendered:  # An empty map is refused by Envoy; without routes it answers 404, shown as our own page.
-        return json.dumps({"name": host, "domains": [host]})
-    tree = {"matcher_tree": {"input": _PATH_INPUT, "prefix_match_map": {"map": _MAP}}}
+        return {"name": host, "domains": [host]}
+    tree = {"matcher_tree": {"input": _PATH_INPUT, "prefix_match_map": b"".join(rendered)}}
     matcher = {"matcher_list": {"matchers": [_REFUSE]}, "on_no_match": {"matcher": tree}}
-    text = json.dumps({"name": host, "domains": [host], "matcher": matcher}, separators=(",", ":"))
-    return text.replace(f'"{_MAP}"', "{" + ",".join(rendered) + "}")
+    return {"name": host, "domains": [host], "matcher": matcher}
 
 
-def render_table(version: str, rendered: dict[str, dict[str, str]], *, trusted_hops: int = 0) -> str:
-    """The whole table as one DiscoveryResponse (JSON text).
+def render_table(version: str, rendered: dict[str, dict[str, bytes]], *, trusted_hops: int = 0) -> bytes:
+    """The whole table as one encoded DiscoveryResponse.
 
     Args:
         version: told back by Envoy once it serves this table.
@@ -235,12 +229,11 @@ def render_table(version: str, rendered: dict[str, dict[str, str]], *, trusted_h
     table = {
         "@type": _TYPE_TABLE,
         "name": ROUTE_CONFIG,
-        "virtual_hosts": "@@HOSTS@@",
+        "virtual_hosts": hosts,
         "ignore_port_in_host_matching": True,
         # The route's own headers are set after the table-wide removals, so no client value survives.
         "most_specific_header_mutations_wins": True,
         "request_headers_to_add": add,
         "request_headers_to_remove": remove,
     }
-    response = json.dumps({"version_info": version, "resources": [table]}, separators=(",", ":"))
-    return response.replace('"@@HOSTS@@"', "[" + ",".join(hosts) + "]")
+    return encode(_TYPE_RESPONSE, {"version_info": version, "resources": [table]})

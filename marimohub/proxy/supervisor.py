@@ -21,6 +21,11 @@ _LINE = re.compile(r"^\S+ \[(warning|error|critical)\] \[\w+\] (.*)$", re.DOTALL
 _LEVELS = {"warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 
+def _shortened(message: str) -> str:
+    """A refused configuration is quoted in full by Envoy, and the reason comes last."""
+    return message if len(message) <= 800 else f"{message[:200]} […] {message[-500:]}"
+
+
 class Supervisor:
     """Watches one Envoy until cancelled.
 
@@ -72,7 +77,8 @@ class Supervisor:
                     await self._quietly(self._each_check)
                     continue
                 self._log.error("Envoy has not answered %i health checks: ending it", missed)
-                await self._process.stop(self._grace)
+                if not await self._quietly(lambda: self._process.stop(self._grace)):
+                    continue
             steady = loop.time() - started > _STEADY_SECONDS
             delay = _FIRST_DELAY if steady else min(delay * 2, _LONGEST_DELAY)
             self._log.warning("Envoy (the proxy) ended unexpectedly: starting it again")
@@ -111,4 +117,4 @@ class Supervisor:
         self._log_offset += len(complete) + len(newline)
         for line in complete.decode(errors="replace").splitlines():
             if match := _LINE.match(line):
-                self._log.log(_LEVELS[match[1]], "Envoy: %s", match[2])
+                self._log.log(_LEVELS[match[1]], "Envoy: %s", _shortened(match[2]))

@@ -17,7 +17,7 @@ class TableUnreadable(Exception):
     """The stored table is damaged or of a newer version."""
 
 
-def write_atomically(path: Path, text: str, *, durable: bool, mode: int = 0o600) -> None:
+def write_atomically(path: Path, content: str | bytes, *, durable: bool, mode: int = 0o600) -> None:
     """Replace `path` by rename, so that a reader sees the old or the new text, never a part.
 
     Args:
@@ -26,8 +26,8 @@ def write_atomically(path: Path, text: str, *, durable: bool, mode: int = 0o600)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -49,7 +49,7 @@ class RouteTable:
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
         self._stored: dict[str, str] = {}
-        self._rendered: dict[str, dict[str, str]] = {}
+        self._rendered: dict[str, dict[str, bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._routes)
@@ -118,7 +118,7 @@ class RouteTable:
 class Snapshot:
     """The table at one moment."""
 
-    def __init__(self, stored: list[str], rendered: dict[str, dict[str, str]]) -> None:
+    def __init__(self, stored: list[str], rendered: dict[str, dict[str, bytes]]) -> None:
         self._stored = stored
         self._rendered = rendered
 
@@ -129,5 +129,5 @@ class Snapshot:
 
     def publish(self, path: Path, version: str, *, trusted_hops: int) -> None:
         """Write what Envoy reads. Not durable: it is rendered again at every start."""
-        text = routes.render_table(version, self._rendered, trusted_hops=trusted_hops)
-        write_atomically(path, text, durable=False)
+        content = routes.render_table(version, self._rendered, trusted_hops=trusted_hops)
+        write_atomically(path, content, durable=False)

@@ -94,7 +94,9 @@ class Authenticator:
         self._oauth, self._owner, self._clock = oauth, owner, clock
         self._sessions: dict[str, str] = {}
         self._pending: dict[str, _Pending] = {}
-        self._verdicts: dict[str, tuple[Verdict, float]] = {}
+        # Apart, so that a flood of bad tokens cannot push the owner's out.
+        self._good: dict[str, float] = {}
+        self._bad: dict[str, tuple[Verdict, float]] = {}
         self._asking: dict[str, asyncio.Task[Verdict]] = {}
         self._down_until = 0.0
 
@@ -181,7 +183,7 @@ class Authenticator:
 
     async def _verdict(self, token: str) -> Verdict:
         key = hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
-        verdict, asked = self._verdicts.get(key, ("unknown", -GRACE * 2))
+        verdict, asked = self._remembered(key)
         now = self._clock()
         if now - asked < FRESH:
             return verdict
@@ -197,8 +199,18 @@ class Authenticator:
             if verdict == "owner" and now - asked < GRACE:
                 return verdict
             raise
-        _put(self._verdicts, key, (verdict, self._clock()))
+        self._good.pop(key, None)
+        self._bad.pop(key, None)
+        if verdict == "owner":
+            _put(self._good, key, self._clock())
+        else:
+            _put(self._bad, key, (verdict, self._clock()))
         return verdict
+
+    def _remembered(self, key: str) -> tuple[Verdict, float]:
+        if key in self._good:
+            return "owner", self._good[key]
+        return self._bad.get(key, ("unknown", float("-inf")))
 
     async def _ask(self, token: str) -> Verdict:
         try:

@@ -92,7 +92,8 @@ class NotebookFolder:
         digest = hashlib.sha256(content).hexdigest()[:8]
         # The digest keeps two backups of one second apart, and one text from being kept twice under one name.
         target = self._own / "unpublished" / f"{name}-{stamp}-{digest}.py"
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._own.mkdir(mode=0o700, exist_ok=True)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
         _write_durably(target, content)
         return target
 

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from marimohub.singleuser.hubapi import HubApi, HubRefused, HubUnreachable
 from marimohub.singleuser.sync import NotebookSync
@@ -34,10 +35,7 @@ class Presence:
         """Held while one WebSocket or event stream of a page with this notebook is open."""
         self._connections[name] = self._connections.get(name, 0) + 1
         if self._connections[name] == 1:
-            self._tasks[name] = [
-                asyncio.create_task(self._beat(name)),
-                asyncio.create_task(self._sync.watch(name)),
-            ]
+            self._tasks[name] = [_start(self._beat(name)), _start(self._sync.watch(name))]
         try:
             yield
         finally:
@@ -79,6 +77,17 @@ class Presence:
                 answered = False
                 delay = min(RETRY, delay)
             await asyncio.sleep(delay)
+
+
+def _start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.create_task(work)
+    task.add_done_callback(_log_failure)
+    return task
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a background task failed", exc_info=error)
 
 
 class Activity:

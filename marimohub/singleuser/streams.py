@@ -58,6 +58,9 @@ class Held:
             if headers.get("content-type", "").startswith("text/html"):
                 body = change(b"".join(message.get("body", b"") for message in self._messages[1:]))
                 headers["Content-Length"] = str(len(body))
+                # It holds marimo's server token, and going back to it must pull the text again.
+                headers["Cache-Control"] = "no-store"
+                del headers["ETag"]
                 self._messages = [start, {"type": "http.response.body", "body": body}]
         for message in self._messages:
             await self._send(message)

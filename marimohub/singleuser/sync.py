@@ -232,6 +232,9 @@ class NotebookSync:
             mine = await asyncio.to_thread(self._folder.read, name)
         except NotUtf8:
             return Saved("refused", "The notebook's file is not UTF-8 text any more, so it was not published.")
+        except OSError as error:
+            log.error("publish %s: cannot read the private copy: %s", name, error)
+            return Saved("refused", f"The notebook's file cannot be read ({error.strerror}), so it was not published.")
         if mine is None:
             return Saved("refused", "The notebook's private copy is gone, so nothing was published.")
         mine_hash = text_hash(mine)
@@ -244,7 +247,7 @@ class NotebookSync:
         try:
             base = await self._hub.publish(name, mine, base=known.base, fence=known.fence or 0)
         except HubRefused as error:
-            if error.code == "base_changed" and (await self._hub.text(name)).hash == mine_hash:
+            if error.code == "base_changed" and await self._hub_has(name, mine_hash):
                 base = mine_hash  # an earlier try was accepted and its answer got lost
             else:
                 saved = await self._refused(notebook, mine_hash, error)
@@ -255,15 +258,23 @@ class NotebookSync:
         log.info("published %s", name)
         return Saved("published")
 
+    async def _hub_has(self, name: str, mine_hash: str) -> bool:
+        try:
+            return (await self._hub.text(name)).hash == mine_hash
+        except HubRefused:
+            return False
+
     async def _refused(self, notebook: Notebook, mine_hash: str, error: HubRefused) -> Saved:
         log.warning("publish %s refused (%s): %s", notebook.name, error.code, error.message)
         reason = error.message or "The hub refused the text."
+        reason += "" if reason.endswith((".", "!", "?")) else "."
         if error.code == "lock_lost" and not notebook.lost:
             notebook.lost = reason
             notebook.reopened.clear()
         if error.draft is not None:
             await self._remember(notebook, replace(notebook.known, drafted=mine_hash))
-            kept = "Your text is kept as a draft: see the Notebooks page."
+            kept = "" if "draft" in reason else "Your text is kept as a draft. "
+            kept += "You find it on the Notebooks page."
         else:
             kept = "Your text is kept in your private folder."
         notebook.refused = Saved("refused", f"Not saved to the workspace. {reason} {kept}")
@@ -275,7 +286,11 @@ class NotebookSync:
 
     async def _remember(self, notebook: Notebook, known: Known) -> None:
         notebook.known = known
-        await asyncio.to_thread(self._folder.remember, notebook.name, known)
+        try:
+            await asyncio.to_thread(self._folder.remember, notebook.name, known)
+        except OSError as error:
+            # It is known in this process. After a restart the copy is compared with the hub's text again.
+            log.error("cannot write the state of %s: %s", notebook.name, error)
 
     def _dirty(self, notebook: Notebook) -> bool:
         return notebook.stamp != self._folder.stamp(notebook.name) or notebook.known.base == UNKNOWN_BASE
@@ -297,9 +312,6 @@ class NotebookSync:
                     async with notebook.lock:
                         saved = await self._publish(notebook)
                 except HubUnreachable:
-                    continue
-                except OSError as error:
-                    log.error("publish %s: %s", notebook.name, error)
                     continue
                 break
         finally:

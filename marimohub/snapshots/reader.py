@@ -32,6 +32,12 @@ _F_OFD_GETLK = 36  # linux/fcntl.h; sees the locks of this process too, which F_
 _FLOCK = struct.Struct("hhqqi4x")
 
 
+def unreadable(subject: str, error: OSError) -> SourceMissing:
+    """The error for a file that is there but cannot be read; `subject` begins the sentence."""
+    reason = (error.strerror or "error").lower()
+    return SourceMissing(f"{subject} cannot be read ({reason}). Check its permissions and its disk.")
+
+
 class Unsettled(Exception):
     """The file is in the middle of something. `overtaken` if a whole byte copy was lost to it."""
 
@@ -77,8 +83,7 @@ class SourceFile:
         except FileNotFoundError:
             raise SourceMissing(f"{self.name} does not exist. Check the warehouse setting.") from None
         except OSError as error:
-            reason = (error.strerror or "error").lower()
-            raise SourceMissing(f"{self.name} cannot be read ({reason}). Check its permissions.") from None
+            raise unreadable(self.name, error) from None
         if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
             os.close(self.descriptor)
             raise SourceMissing(f"{self.name} is not a file. Point the warehouse setting at a DuckDB file.")
@@ -135,6 +140,8 @@ class SourceFile:
                 return file.read(), os.fstat(file.fileno()).st_ino
         except FileNotFoundError:
             return b"", None
+        except OSError as error:
+            raise unreadable(f"{self.name} has a write-ahead log that", error) from error
 
     def live_state(self) -> State:
         """Headers and the committed part of the WAL that belongs to them, or Unsettled."""

@@ -58,7 +58,7 @@ from marimohub.snapshots.errors import (
     is_no_space,
 )
 from marimohub.snapshots.layout import HEADERS_SIZE
-from marimohub.snapshots.reader import SIDECARS, SourceFile, State, Unsettled, opened
+from marimohub.snapshots.reader import SIDECARS, SourceFile, State, Unsettled, opened, unreadable
 from marimohub.snapshots.transfer import fsync_folder, transfer, write_all
 
 if TYPE_CHECKING:
@@ -111,8 +111,11 @@ def version(source: Path | str, *, deadline: float = 10.0) -> str:
     Reads the headers and the write-ahead log, not the data. A checkpoint under way is waited for, up to `deadline`
     seconds. Raises the errors of `copy` except NoSpace.
     """
-    with opened(Path(source)) as file:
-        return _settle(file, _Deadline(deadline), lambda state: state.key())
+    try:
+        with opened(Path(source)) as file:
+            return _settle(file, _Deadline(deadline), lambda state: state.key())
+    except OSError as error:
+        raise unreadable(f"The warehouse {source}", error) from error
 
 
 def glance(source: Path | str) -> tuple[object, ...]:
@@ -120,8 +123,11 @@ def glance(source: Path | str) -> tuple[object, ...]:
 
     Only for a `version` that was computed after the glance. Takes well under a millisecond. Raises SourceMissing.
     """
-    with opened(Path(source)) as file:
-        return file.glance()
+    try:
+        with opened(Path(source)) as file:
+            return file.glance()
+    except OSError as error:
+        raise unreadable(f"The warehouse {source}", error) from error
 
 
 def copy(source: Path | str, destination: Path | str, *, deadline: float = 60.0) -> CopyResult:

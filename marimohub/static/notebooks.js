@@ -39,7 +39,7 @@ function refreshSoon() {
   soon ??= setTimeout(() => {
     soon = null;
     refresh();
-  }, 200 + Math.random() * 600);
+  }, 100 + Math.random() * 400);
 }
 
 async function ask() {

@@ -43,7 +43,7 @@ function lockStatus(lock, now) {
     return h("span", { class: "status status-mine" }, h("span", {}, "Editing (", time(lock.since, now), ")"));
   }
   if (lock.state === "locked") {
-    return h("span", { class: "status status-locked" }, h("span", {}, `Locked by ${lock.holder}`));
+    return h("span", { class: "status status-locked" }, h("span", {}, `Locked by ${lock.holder_email ?? lock.holder}`));
   }
   return h("span", { class: "status status-available" }, h("span", {}, "Available"));
 }

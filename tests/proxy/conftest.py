@@ -176,15 +176,14 @@ async def raw(proxy: EnvoyProxy, target: str | bytes, *headers: str, method: str
     lines = [f"Host: {host}", "Connection: close", *headers]
     writer.write(method.encode() + b" " + target + b" HTTP/1.1\r\n" + "\r\n".join(lines).encode() + b"\r\n\r\n")
     await writer.drain()
-    received = await asyncio.wait_for(reader.read(), 10)
-    writer.close()
-    head, _, body = received.partition(b"\r\n\r\n")
-    first, *rest = head.decode("latin-1").split("\r\n")
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1")
+    first, *rest = head.rstrip().split("\r\n")
     fields = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in rest)}
+    body = b""
     if fields.get("transfer-encoding") == "chunked":
-        chunks, body_rest = b"", body
-        while body_rest:
-            size, _, body_rest = body_rest.partition(b"\r\n")
-            chunks, body_rest = chunks + body_rest[: int(size, 16)], body_rest[int(size, 16) + 2 :]
-        body = chunks
+        while size := int(await reader.readline(), 16):
+            body += (await reader.readexactly(size + 2))[:-2]
+    else:
+        body = await reader.readexactly(int(fields.get("content-length", 0)))
+    writer.close()
     return Answer(int(first.split(" ", 2)[1]), fields, body)

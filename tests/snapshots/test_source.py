@@ -267,6 +267,12 @@ def test_a_log_of_an_unknown_version_is_refused(tmp_path, start_writer):
 
 
 @pytest.mark.unit
+def test_a_log_that_cannot_be_read_is_named(warehouse, tmp_path):
+    Path(f"{warehouse}.wal").mkdir()
+    assert "write-ahead log that cannot be read" in refusal(source.SourceMissing, warehouse, tmp_path)
+
+
+@pytest.mark.unit
 def test_garbage_in_place_of_the_log_is_left_to_duckdb_and_then_refused(warehouse, tmp_path):
     Path(f"{warehouse}.wal").write_bytes(b"garbage!" * 100)
     with pytest.raises(source.SourceDamaged, match="could not be folded in"):

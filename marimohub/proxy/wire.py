@@ -1,0 +1,104 @@
+"""Protocol buffers for the few of Envoy's messages that a route table is made of.
+
+Envoy reads a table of 10,000 routes three times faster as protocol buffers than as JSON, and that time is what every
+new route waits for. Field numbers are from Envoy's and xDS's .proto files; they never change within API v3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# message → field → (number, type of its value); "text" and "number" are scalars, "Any" carries its "@type".
+SCHEMA: dict[str, dict[str, tuple[int, str]]] = {
+    "envoy.service.discovery.v3.DiscoveryResponse": {"version_info": (1, "text"), "resources": (2, "Any")},
+    "envoy.config.route.v3.RouteConfiguration": {
+        "name": (1, "text"),
+        "virtual_hosts": (2, "VirtualHost"),
+        "request_headers_to_add": (6, "HeaderValueOption"),
+        "request_headers_to_remove": (8, "text"),
+        "most_specific_header_mutations_wins": (10, "number"),
+        "ignore_port_in_host_matching": (14, "number"),
+    },
+    "VirtualHost": {"name": (1, "text"), "domains": (2, "text"), "matcher": (21, "Matcher")},
+    "Matcher": {
+        "matcher_list": (1, "MatcherList"),
+        "matcher_tree": (2, "MatcherTree"),
+        "on_no_match": (3, "OnMatch"),
+    },
+    "MatcherList": {"matchers": (1, "FieldMatcher")},
+    "FieldMatcher": {"predicate": (1, "Predicate"), "on_match": (2, "OnMatch")},
+    "Predicate": {"single_predicate": (1, "SinglePredicate")},
+    "SinglePredicate": {"input": (1, "Extension"), "value_match": (2, "StringMatcher")},
+    "StringMatcher": {"safe_regex": (5, "RegexMatcher")},
+    "RegexMatcher": {"google_re2": (1, "Empty"), "regex": (2, "text")},
+    "Empty": {},
+    "MatcherTree": {"input": (1, "Extension"), "prefix_match_map": (3, "MatchMap")},
+    "MatchMap": {"map": (1, "MapEntry")},
+    "MapEntry": {"key": (1, "text"), "value": (2, "OnMatch")},
+    "OnMatch": {"matcher": (1, "Matcher"), "action": (2, "Extension")},
+    "Extension": {"name": (1, "text"), "typed_config": (2, "Any")},
+    "Any": {"type_url": (1, "text"), "value": (2, "bytes")},
+    "envoy.type.matcher.v3.HttpRequestHeaderMatchInput": {"header_name": (1, "text")},
+    "envoy.config.route.v3.Route": {
+        "match": (1, "RouteMatch"),
+        "route": (2, "RouteAction"),
+        "direct_response": (7, "DirectResponse"),
+        "request_headers_to_add": (9, "HeaderValueOption"),
+    },
+    "RouteMatch": {"prefix": (1, "text")},
+    "RouteAction": {"cluster": (1, "text"), "timeout": (8, "Duration"), "retry_policy": (9, "RetryPolicy")},
+    "RetryPolicy": {"retry_on": (1, "text"), "num_retries": (2, "UInt32Value"), "retry_back_off": (8, "BackOff")},
+    "BackOff": {"base_interval": (1, "Duration"), "max_interval": (2, "Duration")},
+    "UInt32Value": {"value": (1, "number")},
+    "Duration": {"seconds": (1, "number"), "nanos": (2, "number")},
+    "DirectResponse": {"status": (1, "number"), "body": (2, "DataSource")},
+    "DataSource": {"inline_string": (3, "text")},
+    "HeaderValueOption": {"header": (1, "HeaderValue"), "append_action": (3, "number")},
+    "HeaderValue": {"key": (1, "text"), "value": (2, "text")},
+}
+TYPE_PREFIX = "type.googleapis.com/"
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _payload(kind: str, value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if kind == "text":
+        return bytes(value.encode())
+    if kind == "Any":
+        members = dict(value)
+        message = members.pop("@type")
+        return encode("Any", {"type_url": TYPE_PREFIX + message, "value": encode(message, members)})
+    return encode(kind, value)
+
+
+def encode(message: str, members: dict[str, Any]) -> bytes:
+    """The bytes of one message.
+
+    Args:
+        message: a key of SCHEMA; KeyError for a name or field that is not there.
+        members: field → value, a list of them for a repeated field. `bytes` stand for what is encoded already.
+    """
+    fields = SCHEMA[message]
+    out = []
+    for name, value in members.items():
+        number, kind = fields[name]
+        for item in value if isinstance(value, list) else [value]:
+            if kind == "number":
+                if item:  # Zero is the default, which is not written.
+                    out.append(_varint(number << 3) + _varint(int(item)))
+            else:
+                out.append(_field(number, _payload(kind, item)))
+    return b"".join(out)
