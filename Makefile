@@ -27,7 +27,7 @@ check: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p marimohub
-	$(BIN)/lint-imports
+	@sh .ci/lint-imports
 	$(BIN)/python -m pytest -q -m unit
 
 test: setup-test

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 from jupyterhub import app as jupyterhub_app
 from jupyterhub import dbutil, orm
-from jupyterhub.utils import url_path_join
+from jupyterhub.utils import maybe_future, url_path_join
 from traitlets import CaselessStrEnum, Dict, Float, Integer, Unicode, default, validate
 
 from marimohub import __version__
@@ -156,9 +156,9 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         try:
             super().load_config_file(filename, path)
         except SyntaxError as error:
-            raise StartupError(
-                f"{error.filename}, line {error.lineno}: {error.msg}. Correct the configuration."
-            ) from error
+            where = str(error.filename or Path(filename).absolute())
+            where += f", line {error.lineno}" if error.lineno else ""
+            raise StartupError(f"{where}: {error.msg}. Correct the configuration.") from error
         except StartupError:
             raise
         except Exception as error:
@@ -315,22 +315,32 @@ class MarimoHub(jupyterhub_app.JupyterHub):
             self.log.warning("%s is not a marimo spawner; Open will not work.", self.spawner_class.__name__)
 
     async def launch_instance_async(self, argv: Any = None) -> None:
-        """As JupyterHub, but what stops the start is a sentence on the terminal."""
+        """As JupyterHub, but what stops the start is a sentence on the terminal, and a new proxy does not stay."""
         try:
             await self.initialize(argv)
             await self.start()
-        except StartupError as error:
-            self._fail(str(error))
-        except OSError as error:
-            self.log.debug("Failed to start", exc_info=True)
-            self._fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        except SystemExit as ending:
+            if ending.code:
+                await self._end_new_proxy()
+            raise
         except Exception as error:
-            self.log.exception("Failed to start")
-            self._fail(f"{type(error).__name__}: {error}")
+            if isinstance(error, StartupError):
+                message = str(error)
+            elif isinstance(error, OSError):
+                self.log.debug("Failed to start", exc_info=True)
+                message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+            else:
+                self.log.exception("Failed to start")
+                message = f"{type(error).__name__}: {error}"
+            await self._end_new_proxy()
+            print(f"marimohub: {message}", file=sys.stderr, flush=True)
+            self.exit(1)
 
-    def _fail(self, message: str) -> None:
-        print(f"marimohub: {message}", file=sys.stderr, flush=True)
-        self.exit(1)
+    async def _end_new_proxy(self) -> None:
+        """End a proxy that this start brought up; one that served people before goes on."""
+        proxy = getattr(self, "proxy", None)
+        if proxy is not None and proxy.should_start and getattr(proxy, "adopted", None) is False:
+            await maybe_future(proxy.stop())
 
 
 def upgrade(hub: MarimoHub) -> None:

@@ -100,6 +100,7 @@ class EnvoyProxy(Proxy):
         self._folder = Path(self.data_dir).absolute()
         self._admin = Admin(self._folder / bootstrap.ADMIN_SOCKET)
         self._loaded: tuple[RouteTable, Publisher] | None = None
+        self.adopted: bool | None = None  # whether Envoy was running already; None before start
         self._process: EnvoyProcess | None = None
         self._supervisor: Supervisor | None = None
         self._supervision: asyncio.Task[None] | None = None
@@ -220,7 +221,8 @@ class EnvoyProxy(Proxy):
             interval=self.check_interval,
             grace=self.stop_timeout,
         )
-        if not await self._adopt(process):
+        self.adopted = await self._adopt(process)
+        if not self.adopted:
             await self._launch()
             self.log.info("Envoy (the proxy) listens on %s", settings.listens_on)
         self._supervision = asyncio.create_task(self._supervisor.run(), name="envoy-supervisor")
