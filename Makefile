@@ -26,8 +26,7 @@ run: setup-run
 check: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p marimohub
-	@sh .ci/lint-imports
+	@sh .ci/lint
 	$(BIN)/python -m pytest -q -m unit
 
 test: setup-test

@@ -9,11 +9,13 @@ import signal
 import subprocess
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jupyterhub.spawner import LocalProcessSpawner
-from marimohub.spawners.marimo import LOG_TAIL_LINES, MarimoSpawner
+from jupyterhub.spawner import LocalProcessSpawner, SpawnException
+from sqlalchemy.orm import object_session
 from traitlets import Integer
+
+from marimohub.spawners.marimo import LOG_TAIL_LINES, MarimoSpawner
 
 
 def process_start_time(pid: int) -> str:
@@ -41,6 +43,10 @@ class LocalMarimoSpawner(MarimoSpawner, LocalProcessSpawner):
     term_timeout = Integer(10, help="Seconds between SIGTERM and SIGKILL at a stop.").tag(config=True)
 
     _started_at = ""
+
+    if TYPE_CHECKING:  # JupyterHub's traits carry no types
+        pid: int
+        popen_kwargs: dict[str, Any]
 
     @property
     def log_path(self) -> Path:
@@ -78,7 +84,37 @@ class LocalMarimoSpawner(MarimoSpawner, LocalProcessSpawner):
             os.close(log)
             self.popen_kwargs = {k: v for k, v in self.popen_kwargs.items() if k not in ("stdin", "stdout", "stderr")}
         self._started_at = process_start_time(self.pid)
+        self._remember()
+        await self._wait_listening(*address)
         return address
+
+    def _remember(self) -> None:
+        """Store the process at once: a hub that dies before the start is complete finds it, and ends it, later."""
+        self.orm_spawner.state = self.get_state()
+        session = object_session(self.orm_spawner)
+        if session is not None:
+            session.commit()
+
+    async def _wait_listening(self, host: str, port: int) -> None:
+        """Wait until the server accepts connections.
+
+        Raises:
+            SpawnException: it ended instead; its log says why. (JupyterHub alone would wait for `http_timeout`.)
+        """
+        while (status := await self.poll()) is None:
+            try:
+                _, writer = await asyncio.open_connection(host, port)
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                return
+        raise SpawnException(
+            "Your notebook server ended while it was starting.",
+            reason="exited",
+            log_message=f"The server of {self.user.name} ended with status {status} before it answered",
+            status_code=500,
+        )
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Find the server of an earlier hub again: by pid and start time, since pids come round."""

@@ -105,6 +105,7 @@ class MarimoSpawner(_Base):
         """Create the user's folders, readable by nobody else. Blocks shortly."""
         for folder in (self.user_folder, self.home_path, self.notebook_path, self.snapshot_folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
 
     def delete_forever(self) -> None:
         """Put a deleted user's folder aside, so that a later user of that name does not get it."""

@@ -172,6 +172,7 @@ def test_init_writes_a_configuration_once_and_the_hub_starts_with_it(hub: Hub) -
     assert init("-y").returncode == 0
     assert hub.config_path.read_text() == written
     hub.start(f"--port={hub.port}", f"--JupyterHub.hub_port={hub.hub_port}")
+    hub.setup_link()
     assert "To let others in" in hub.log
     hub.stop()
 
