@@ -16,6 +16,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jupyterhub.scopes import get_scopes_for
+from jupyterhub.spawner import SpawnException
 from jupyterhub.traitlets import Command
 from traitlets import Integer, Unicode, default
 from traitlets.config import Configurable
@@ -50,6 +52,11 @@ class MarimoSpawner(_Base):
     ).tag(config=True)
     workspace = Unicode("default", help="Name of the workspace whose notebooks the server opens.").tag(config=True)
 
+    required_scope = Unicode(
+        "custom:notebooks:edit",
+        help="Scope that a user must hold to get a server, however it is asked for. Empty for none.",
+    ).tag(config=True)
+
     cmd = Command(
         [sys.executable, "-m", "marimohub.singleuser"],
         help="The command that starts the server in the user's environment.",
@@ -62,6 +69,20 @@ class MarimoSpawner(_Base):
     @default("server_token_scopes")
     def _server_token_scopes_default(self) -> list[str]:
         return ["users:activity!user", "custom:notebooks:sync"]
+
+    def run_pre_spawn_hook(self) -> Any:
+        """Refuse a server to those who may not edit: JupyterHub's own pages and API would start one for anybody.
+
+        Raises:
+            SpawnException: 403.
+        """
+        if self.required_scope and self.required_scope not in get_scopes_for(self.user.orm_user):
+            raise SpawnException(
+                "Starting notebooks requires the editor or admin role. Ask an administrator for it.",
+                reason="role",
+                status_code=403,
+            )
+        return super().run_pre_spawn_hook()
 
     def get_args(self) -> list[str]:
         """None: the launcher reads everything from its environment."""

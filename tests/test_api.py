@@ -92,6 +92,16 @@ def test_viewers_see_the_list_and_can_do_nothing(team: Team) -> None:
         assert error(answer) == (403, "forbidden"), (method, path)
 
 
+def test_viewers_get_no_server_by_jupyterhubs_own_ways_either(team: Team) -> None:
+    answer = team.vic.api("POST", "/users/vic/server")
+    assert answer.status_code == 403
+    assert "editor or admin role" in answer.text
+    assert team.vic.api("GET", "/users/vic").json()["server"] is None
+    spawned = team.vic.page("/hub/spawn")
+    assert "editor or admin role" in spawned.text
+    assert "Traceback" not in spawned.text
+
+
 def test_nobody_signed_in_gets_401(team: Team) -> None:
     for path in ("/hub/api/notebooks", "/api/notebooks", "/api/notebooks/x/text"):
         answer = requests.get(team.hub.url + path, timeout=10)
