@@ -1,21 +1,28 @@
 """Accounts with a name and a password: sign-up, approval by an administrator, sign-in.
 
-NativeAuthenticator keeps the passwords (bcrypt) and counts failed sign-ins. What it does that is not safe here is not
-used: its handlers change state on GET, it hashes in the event loop, and it lets whoever first registers a name from
-`admin_users` in as an administrator.
+NativeAuthenticator keeps the accounts and their passwords (bcrypt). What it does that is not safe here is not used: its
+handlers change state on GET, it hashes in the event loop, it counts failed sign-ins after they were made, and it lets
+whoever first registers a name from `admin_users` in as an administrator.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import bcrypt
+from jupyterhub import orm
+from jupyterhub.utils import new_token
 from nativeauthenticator import NativeAuthenticator
 from nativeauthenticator.orm import UserInfo
 from traitlets import Bool, Integer
 
+from marimohub.auth.throttle import Throttle
+
+MAX_EMAIL_LENGTH = 128  # what NativeAuthenticator's column holds
 MAX_PASSWORD_BYTES = 72  # what bcrypt reads
 # of random bytes that nobody knows: what an unknown name is compared with
 _NO_PASSWORD = b"$2b$12$Q/Fq.AIRWIEyFD/NuO1IgOCmtxR2Fwd1PWwVId02zr5UIP7Hrz1hS"
@@ -30,6 +37,10 @@ class AccountError(Exception):
         self.message = message
 
 
+class TooManyAttempts(AccountError):
+    """Somebody should try again later."""
+
+
 class AccountAuthenticator(NativeAuthenticator):
     """Sign-in with an account of this hub."""
 
@@ -38,9 +49,32 @@ class AccountAuthenticator(NativeAuthenticator):
     check_common_password = Bool(True, help="Refuse passwords from a list of common ones.").tag(config=True)
     ask_email_on_signup = Bool(True, help="Ask for an e-mail address at sign-up.").tag(config=True)
     allowed_failed_logins = Integer(
-        10, help="Failed sign-ins of one account in a row before it has to wait; 0 for no limit."
+        10,
+        help="Failed sign-ins to one account from one address before it has to wait, and ten times as many from "
+        "all addresses together; 0 for no limit.",
     ).tag(config=True)
-    seconds_before_next_try = Integer(60, help="How long it has to wait then, in seconds.").tag(config=True)
+    seconds_before_next_try = Integer(60, help="The time in which they are counted, in seconds.").tag(config=True)
+    sign_ups_per_hour = Integer(50, help="Sign-ups from one address in an hour; 0 for no limit.").tag(config=True)
+    max_pending_accounts = Integer(200, help="How many sign-ups may wait for approval at a time.").tag(config=True)
+    max_waiting_passwords = Integer(
+        20, help="How many passwords may wait to be hashed or compared; more are told to try again."
+    ).tag(config=True)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        window = self.seconds_before_next_try
+        self._by_address = Throttle(self.allowed_failed_logins, window)
+        self._by_account = Throttle(10 * self.allowed_failed_logins, window)
+        self._sign_ups = Throttle(self.sign_ups_per_hour, 3600)
+        # bcrypt is slow on purpose: one thread of its own, so that a flood of passwords holds nothing else up
+        self._hasher = ThreadPoolExecutor(1, "marimohub-bcrypt")
+        self._hashing = 0
+
+    @property
+    def db(self) -> Any:
+        """JupyterHub's session, where NativeAuthenticator keeps the accounts; JupyterHub's own property of this name
+        warns at every start."""
+        return self._deprecated_db_session
 
     def get_handlers(self, app: Any) -> list[Any]:
         """None: the hub's own pages (marimohub.handlers.accounts) take their place."""
@@ -51,32 +85,45 @@ class AccountAuthenticator(NativeAuthenticator):
         return set()
 
     async def authenticate(self, handler: Any, data: dict[str, str]) -> str | None:
-        """The name of the account if name and password are right and it is approved, else None."""
+        """The name of the account if name and password are right and it is approved, else None.
+
+        Raises:
+            TooManyAttempts: counted before the comparison, so that simultaneous guesses count, too.
+        """
         username = self.normalize_username(data.get("username", ""))
+        here = (username, handler.request.remote_ip)
+        if not self._by_address.take(here) or not self._by_account.take(username):
+            raise TooManyAttempts(f"Too many attempts. Wait {self.seconds_before_next_try} seconds, then try again.")
         account = self.get_user(username)
-        if account is not None and self.allowed_failed_logins and self.is_blocked(username):
+        if not await self.password_matches(account, data.get("password", "")):
             return None
-        right = await self.password_matches(account, data.get("password", ""))
-        if account is None:
-            return None
-        if not right:
-            self.add_login_attempt(username)
-            return None
-        self.successful_login(username)
+        self._by_address.forgive(here)
+        self._by_account.forgive(username)
         return username if account.is_authorized else None
 
     async def password_matches(self, account: UserInfo | None, password: str) -> bool:
-        """Compare in a worker thread; takes as long for an account that does not exist."""
+        """Compare in a worker thread; takes as long for an account that does not exist.
+
+        Raises:
+            TooManyAttempts: too many others wait for it.
+        """
         stored = account.password if account is not None else _NO_PASSWORD
         if len(password.encode("utf-8", "replace")) > MAX_PASSWORD_BYTES:
             return False
-        matches = await asyncio.to_thread(bcrypt.checkpw, password.encode("utf-8", "replace"), stored)
+        matches: bool = await self._hash(bcrypt.checkpw, password.encode("utf-8", "replace"), stored)
         return matches and account is not None
+
+    async def _hash(self, function: Callable[..., Any], *args: Any) -> Any:
+        if self._hashing >= self.max_waiting_passwords:
+            raise TooManyAttempts("Too many people are signing in at this moment. Try again in a few seconds.")
+        self._hashing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._hasher, function, *args)
+        finally:
+            self._hashing -= 1
 
     def has_administrator(self) -> bool:
         """Whether an approved account is an administrator, so that no set-up link is needed."""
-        from jupyterhub import orm
-
         names = self.db.query(UserInfo.username).filter(UserInfo.is_authorized.is_(True))
         found = self.db.query(orm.User.id).filter(orm.User.admin.is_(True), orm.User.name.in_(names))
         return self.db.query(found.exists()).scalar()
@@ -99,8 +146,10 @@ class AccountAuthenticator(NativeAuthenticator):
             )
         if name in self.admin_users and not by_link:
             raise AccountError(f'The name "{name}" is reserved for an administrator. Choose another one.')
-        if self.user_exists(name):
+        if self.user_exists(name) or (orm.User.find(self.db, name) is not None and not by_link):
             raise AccountError(f'The name "{name}" is taken. Choose another one.')
+        if len(email) > MAX_EMAIL_LENGTH:
+            raise AccountError(f"The e-mail address may have at most {MAX_EMAIL_LENGTH} characters.")
         if email.strip():
             try:
                 UserInfo(username=name, email=email.strip())
@@ -120,13 +169,21 @@ class AccountAuthenticator(NativeAuthenticator):
         if self.check_common_password and self.is_password_common(password):
             raise AccountError("This password is on the list of common ones. Choose another.")
 
+    def check_sign_up_open(self, address: str) -> None:
+        """Raises AccountError if nobody, or nobody from this address, can sign up now."""
+        waiting = self.db.query(UserInfo).filter(UserInfo.is_authorized.is_(False)).count()
+        if waiting >= self.max_pending_accounts:
+            raise TooManyAttempts("Too many sign-ups wait for approval already. Ask an administrator to look at them.")
+        if not self._sign_ups.take(address):
+            raise TooManyAttempts("Too many sign-ups came from your address. Try again in an hour.")
+
     async def register(self, name: str, password: str, email: str, *, approved: bool = False) -> UserInfo:
         """Store a checked account.
 
         Raises:
             AccountError: somebody took the name meanwhile.
         """
-        hashed = await asyncio.to_thread(bcrypt.hashpw, password.encode(), bcrypt.gensalt())
+        hashed = await self._hash(bcrypt.hashpw, password.encode(), bcrypt.gensalt())
         if self.user_exists(name):
             raise AccountError(f'The name "{name}" is taken. Choose another one.')
         account = UserInfo(username=name, password=hashed, email=email.strip() or None, is_authorized=approved)
@@ -136,7 +193,7 @@ class AccountAuthenticator(NativeAuthenticator):
 
     async def set_password(self, account: UserInfo, password: str) -> None:
         """Store a checked new password."""
-        account.password = await asyncio.to_thread(bcrypt.hashpw, password.encode(), bcrypt.gensalt())
+        account.password = await self._hash(bcrypt.hashpw, password.encode(), bcrypt.gensalt())
         self.db.commit()
 
     def email_of(self, name: str) -> str | None:
@@ -144,12 +201,30 @@ class AccountAuthenticator(NativeAuthenticator):
         account = self.get_user(name)
         return account.email if account is not None else None
 
+    def emails(self) -> dict[str, str]:
+        """All addresses by account name, in one query: for lists of many people."""
+        query = self.db.query(UserInfo.username, UserInfo.email).filter(UserInfo.email.is_not(None))
+        return {name: address for name, address in query if address}
+
     def approve(self, name: str) -> None:
         """Let an account in."""
         account = self.get_user(name)
         if account is None:
             raise AccountError(f'There is no account "{name}".')
         account.is_authorized = True
+        self.db.commit()
+
+    def end_sessions(self, user: orm.User, *, keep_tokens: set[str]) -> None:
+        """Make every cookie and token of a user worthless.
+
+        Args:
+            keep_tokens: tokens that stay, those of running servers.
+        """
+        kept = {token.id for token in (orm.APIToken.find(self.db, text) for text in keep_tokens) if token}
+        for token in list(user.api_tokens):
+            if token.id not in kept:
+                self.db.delete(token)
+        user.cookie_id = new_token()
         self.db.commit()
 
     def reject(self, name: str) -> None:

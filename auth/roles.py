@@ -21,6 +21,9 @@ SCOPES: dict[str, dict[str, Any]] = {
     ADMIN: {"description": "Delete and unlock any notebook", "subscopes": [EDIT]},
 }
 
+# `shares` holds `access:servers`
+_AS_SOMEBODY_ELSE = {"access:servers", "shares", "tokens"}
+
 ROLES = ("viewer", "editor", "admin")
 GROUPS = {"viewer": "viewers", "editor": "editors", "admin": "admins"}
 ROLE_SCOPES = {"viewer": READ, "editor": EDIT, "admin": ADMIN}
@@ -47,10 +50,10 @@ def admin_scopes(scopes: Collection[str]) -> list[str]:
     """What JupyterHub's own `admin` role should hold here, from what it holds by default.
 
     Its administrators are administrators of the notebooks, too. They do not get into other people's servers, where
-    data is shown with that person's masks. JupyterHub refuses a changed definition of this role, so the app sets the
-    scopes after the roles were made.
+    data is shown with that person's masks, nor make tokens in other people's names. JupyterHub refuses a changed
+    definition of this role, so the app sets the scopes after the roles were made.
     """
-    return [*(scope for scope in scopes if scope not in ("access:servers", ADMIN)), ADMIN]
+    return [*(scope for scope in scopes if scope not in {*_AS_SOMEBODY_ELSE, ADMIN}), ADMIN]
 
 
 def role_of(scopes: Collection[str]) -> str | None:

@@ -33,6 +33,7 @@ from marimohub.startup import (
     build_sample_warehouse,
     check_port_free,
     prepare_data_dir,
+    raise_file_limit,
     take_hub_lock,
 )
 
@@ -168,6 +169,8 @@ class MarimoHub(jupyterhub_app.JupyterHub):
 
     def init_secrets(self) -> None:
         """The first step that needs the data folder: make it ours before anything is read from it."""
+        os.umask(0o077)
+        raise_file_limit()
         prepare_data_dir(self.data_path)
         self._hub_lock = take_hub_lock(self.data_path)
         public = urlparse(self.hub_bind_url) if self.hub_bind_url else None

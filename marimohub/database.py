@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
+
+from marimohub.files import NoSpace
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,16 +74,34 @@ class Database:
         self._readers = ThreadPoolExecutor(2 if self.sqlite else 8, "marimohub-db-read")
 
     @contextmanager
-    def transaction(self, *, write: bool = True) -> Iterator[Session]:
-        """One transaction in this thread: committed at the end, rolled back on an exception."""
+    def transaction(self, *, write: bool = True, durable: bool = True) -> Iterator[Session]:
+        """One transaction in this thread: committed at the end, rolled back on an exception.
+
+        Args:
+            durable: wait until it would outlive a power failure. Without that, only what happened in the last moment
+                before one may be lost, never a part of a transaction; a killed hub loses nothing either way.
+
+        Raises:
+            NoSpace: the database's disk is full; nothing was changed.
+        """
         with self._sessions() as session:
-            if self.sqlite and write:
-                session.execute(text("BEGIN IMMEDIATE"))
-            elif self.sqlite:
-                session.execute(text("BEGIN"))
             try:
+                connection = session.connection()
+                if self.sqlite:
+                    if write:
+                        # https://www.sqlite.org/pragma.html#pragma_synchronous: in WAL mode NORMAL keeps all but the
+                        # last commits; the setting is the connection's, which serves others afterwards
+                        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+                elif not durable:
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                 yield session
                 session.commit()
+            except OperationalError as error:
+                session.rollback()
+                if _is_full(error):
+                    raise NoSpace from error
+                raise
             except BaseException:
                 session.rollback()
                 raise
@@ -90,6 +111,15 @@ class Database:
 
         def work() -> T:
             with self.transaction() as session:
+                return function(session, *args, **kwargs)
+
+        return await self.run(work)
+
+    async def write_soon(self, function: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `write`, for what may be lost in a power failure: it does not wait for the disk."""
+
+        def work() -> T:
+            with self.transaction(durable=False) as session:
                 return function(session, *args, **kwargs)
 
         return await self.run(work)
@@ -168,6 +198,12 @@ def _known_revisions() -> set[str]:
     from alembic.script import ScriptDirectory
 
     return {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+
+
+def _is_full(error: OperationalError) -> bool:
+    # https://www.postgresql.org/docs/current/errcodes-appendix.html: 53100 disk_full; SQLite: SQLITE_FULL
+    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None)
+    return code in ("53100", "SQLITE_FULL")
 
 
 def _engine(url: str, sqlite: bool) -> Engine:

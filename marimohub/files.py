@@ -7,9 +7,13 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
+ASIDE_PREFIX = ".deleted-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -21,6 +25,17 @@ class NoSpace(Exception):
     def __init__(self) -> None:
         self.message = "The hub's disk is full, so nothing was saved. Ask an administrator to free space."
         super().__init__(self.message)
+
+
+@contextmanager
+def full_disk_told() -> Iterator[None]:
+    """Turn an OSError that means "no space" into NoSpace."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise NoSpace from error
+        raise
 
 
 def text_hash(text: str) -> str:
@@ -36,16 +51,15 @@ def write_temporary(folder: Path, text: str, *, mode: int = 0o640) -> Path:
     """
     path = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
+        with full_disk_told():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+    except (OSError, NoSpace):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        if error.errno in _FULL:
-            raise NoSpace from error
         raise
     return path
 
@@ -74,16 +88,52 @@ def write_durable(path: Path, text: str, *, mode: int = 0o640) -> None:
     sync_folder(path.parent)
 
 
-def read_text(path: Path) -> str:
-    """The text of a regular file, links not followed.
+@contextmanager
+def set_aside(path: Path, mark: str) -> Iterator[None]:
+    """Remove a file if the block succeeds, and put it back if it raises. A file that is missing is none to remove.
+
+    Meanwhile it has a hidden name that ends in `mark`: whoever died in the block finds it by `files_aside`.
 
     Raises:
-        OSError: it is not there, or not a regular file.
+        NoSpace: the disk is full; the file is where it was.
+    """
+    aside = path.with_name(f"{ASIDE_PREFIX}{mark}")
+    moved = False
+    try:
+        with full_disk_told(), contextlib.suppress(FileNotFoundError):
+            os.rename(path, aside)
+            moved = True
+            sync_folder(path.parent)
+        yield
+    except BaseException:
+        if moved:
+            os.rename(aside, path)
+        raise
+    # one that cannot be removed now goes at the next start
+    with contextlib.suppress(OSError):
+        aside.unlink()
+
+
+def files_aside(folder: Path) -> dict[str, Path]:
+    """The files in `folder` whose removal was interrupted, by their mark."""
+    return {path.name.removeprefix(ASIDE_PREFIX): path for path in folder.glob(f"{ASIDE_PREFIX}*")}
+
+
+def read_text(path: Path, *, limit: int) -> str:
+    """The text of a regular file of at most `limit` bytes, links not followed. Never waits, for a pipe say.
+
+    Raises:
+        OSError: it is not there, not a regular file, or (EFBIG) larger.
         UnicodeDecodeError: it is not UTF-8.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        return file.read().decode()
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return data.decode()
 
 
 def remove_temporaries(folder: Path) -> int:

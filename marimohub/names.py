@@ -42,6 +42,11 @@ def check_name(name: object) -> str:
     return name
 
 
+def is_well_formed(name: str) -> bool:
+    """Whether a notebook could ever have had this name; reserved names count, as the list may grow."""
+    return len(name) <= MAX_NAME_LENGTH and _PATTERN.fullmatch(name) is not None
+
+
 def is_notebook_name(name: str) -> bool:
     """Whether a file of this stem found in the notebooks folder is a notebook."""
     try:

@@ -93,3 +93,24 @@ class NoWorkspace(NotebookError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f'There is no workspace "{name}".')
+
+
+class NoVersion(NotebookError):
+    code = "no_version"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f'"{name}" has no such version, or it is no longer kept.')
+
+
+class NoDraft(NotebookError):
+    code = "no_draft"
+
+    def __init__(self) -> None:
+        super().__init__("You have no such draft.")
+
+
+class DraftChanged(NotebookError):
+    code = "draft_changed"
+
+    def __init__(self) -> None:
+        super().__init__("This draft was changed or discarded meanwhile. Look at it again, then decide.")

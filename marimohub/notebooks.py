@@ -7,47 +7,37 @@ disk is taken in as a new version; it is never overwritten by a save that was ba
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Select, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import delete, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from marimohub import locks
+from marimohub import contents, drafts, locks, rows, versions
 from marimohub.database import Database
-from marimohub.files import (
-    NoSpace,
-    read_text,
-    remove_temporaries,
-    sync_folder,
-    text_hash,
-    write_durable,
-    write_temporary,
-)
-from marimohub.names import check_name, is_notebook_name
+from marimohub.files import NoSpace, files_aside, remove_temporaries, set_aside, sync_folder, write_durable
+from marimohub.names import check_name, is_notebook_name, is_well_formed
 from marimohub.notebook_errors import (
-    MAX_TEXT_BYTES,
     BaseChanged,
     DeleteLocked,
-    FileMissing,
-    InvalidText,
     NameTaken,
     NotAuthor,
     NotebookError,
     NotFound,
-    NotText,
-    NoWorkspace,
     SaveRefused,
-    TextTooLarge,
 )
-from marimohub.orm import Content, Draft, Lock, Notebook, Version, Workspace
+from marimohub.orm import Content, Lock, Notebook, Version, Workspace
+from marimohub.workspaces import Workspaces
+
+Also = Callable[[Session], None]
 
 
 @dataclass(frozen=True)
@@ -76,6 +66,7 @@ class NotebookStore:
 
     def __init__(self, database: Database, root: Path) -> None:
         self.database = database
+        self.workspaces = Workspaces(database)
         self.root = root
         self._guards: dict[tuple[int, str], threading.Lock] = defaultdict(threading.Lock)
 
@@ -85,17 +76,11 @@ class NotebookStore:
         Raises:
             NoWorkspace: there is none of that name.
         """
-        with self.database.transaction(write=False) as session:
-            found = session.scalar(select(Workspace.id).where(Workspace.name == name))
-        if found is None:
-            raise NoWorkspace(name)
-        return found
+        return self.workspaces.id_of(name)
 
     def folder(self, workspace_id: int) -> Path:
         """The folder that holds a workspace's files, created on first use."""
-        with self.database.transaction(write=False) as session:
-            workspace = session.get_one(Workspace, workspace_id)
-        folder = self.root / workspace.name
+        folder = self.root / self.workspaces.name_of(workspace_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
@@ -104,6 +89,11 @@ class NotebookStore:
         folder = self.folder(workspace_id)
         files = _scan(folder)
         found = self._rows(workspace_id)
+        unsettled = [notebook.name for notebook, _ in found if notebook.pending]
+        for name in unsettled:
+            self._settle(workspace_id, name, now=now)
+        if unsettled:
+            files, found = _scan(folder), self._rows(workspace_id)
         known = {notebook.name for notebook, _ in found}
         stale = [
             notebook.name
@@ -134,9 +124,9 @@ class NotebookStore:
         """
         folder = self.folder(workspace_id)
         with self.database.transaction(write=False) as session:
-            notebook = _find(session, workspace_id, name)
+            notebook = rows.find(session, workspace_id, name)
             lock = locks.get(session, workspace_id, notebook.name, now=now)
-        exists = (folder / f"{notebook.name}.py").is_file() or notebook.pending
+        exists = notebook.pending or contents.is_file(folder / f"{notebook.name}.py")
         return NotebookInfo(notebook.name, notebook.author, notebook.author_email, notebook.modified, exists, lock)
 
     def create(
@@ -149,8 +139,12 @@ class NotebookStore:
         email: str | None,
         now: float,
         kind: str = "create",
+        also: Also | None = None,
     ) -> NotebookInfo:
         """Make a new notebook, or a new file for one whose file is missing.
+
+        Args:
+            also: done in the transaction that accepts the text.
 
         Raises:
             InvalidName, NameTaken, TextTooLarge, NoSpace; LockHeld if the missing file's notebook is being edited.
@@ -158,27 +152,31 @@ class NotebookStore:
         name = check_name(name)
         folder = self.folder(workspace_id)
         path = folder / f"{name}.py"
-        digest = _checked_hash(text)
-        with self._guard(workspace_id, name), _temporary(folder, text) as temporary:
+        digest = contents.checked_hash(text)
+        with self._guard(workspace_id, name), contents.temporary(folder, text) as temporary:
             for existing in _scan(folder):
                 if existing.lower() == name.lower():
                     raise NameTaken(existing)
-            with _full_disk(), self.database.transaction() as session:
+            with self.database.transaction() as session:
                 locks.hold_row(session, workspace_id, name)
                 lock = locks.get(session, workspace_id, name, now=now)
                 if lock.holder is not None:
                     raise locks.LockHeld(name, lock)
                 # a row without its file keeps its versions and gets the new text
-                notebook = session.scalar(_by_key(workspace_id, name))
+                notebook = session.scalar(rows.by_key(workspace_id, name))
                 if notebook is None:
                     notebook = Notebook(workspace_id=workspace_id, name_key=name.lower())
                     session.add(notebook)
+                elif notebook.pending:
+                    raise NameTaken(notebook.name)
                 notebook.name, notebook.author, notebook.author_email = name, author, email
                 notebook.created = notebook.modified = now
                 notebook.hash, notebook.pending = digest, True
                 session.flush()
-                _record(session, notebook, text, digest, author, kind, now)
-            self._place(notebook.id, temporary, path)
+                versions.record(session, notebook, text, digest, author=author, kind=kind, now=now)
+                if also:
+                    also(session)
+            self._place(notebook.id, temporary, path, now=now)
         return self.get(workspace_id, name, now=now)
 
     def copy(
@@ -202,16 +200,39 @@ class NotebookStore:
             NotFound, FileMissing, NotText.
         """
         folder = self.folder(workspace_id)
-        with self.database.transaction(write=False) as session:
-            notebook = _find(session, workspace_id, name)
-            pending_text = session.get_one(Content, notebook.hash).text if notebook.pending else None
-        if pending_text is not None:
-            return NotebookText(pending_text, notebook.hash, notebook.modified)
-        text = _read(folder / f"{notebook.name}.py", notebook.name)
-        digest = text_hash(text)
+        notebook, accepted = self._accepted(workspace_id, name)
+        if accepted is not None:
+            self._settle(workspace_id, name, now=now)
+            notebook, accepted = self._accepted(workspace_id, name)
+        if accepted is not None:
+            return NotebookText(accepted.text, notebook.hash, notebook.modified)
+        path = folder / f"{notebook.name}.py"
+        text, digest = contents.read_file(path, notebook.name)
         if digest != notebook.hash:
             self._adopt(workspace_id, folder, notebook.name, now=now)
-        return NotebookText(text, digest, (folder / f"{notebook.name}.py").stat().st_mtime)
+        return NotebookText(text, digest, path.stat().st_mtime)
+
+    def _accepted(self, workspace_id: int, name: str) -> tuple[Notebook, Content | None]:
+        """A notebook, with its text if that is not known to be in its file."""
+        with self.database.transaction(write=False) as session:
+            notebook = rows.find(session, workspace_id, name)
+            return notebook, session.get(Content, notebook.hash) if notebook.pending else None
+
+    def take_in(self, workspace_id: int, name: str, *, now: float) -> None:
+        """Take in a notebook's file if somebody changed it on disk.
+
+        Raises:
+            NotFound
+        """
+        folder = self.folder(workspace_id)
+        with self.database.transaction(write=False) as session:
+            notebook = rows.find(session, workspace_id, name)
+        try:
+            changed = (folder / f"{name}.py").stat(follow_symlinks=False).st_mtime != notebook.modified
+        except OSError:
+            return
+        if changed:
+            self._adopt(workspace_id, folder, name, now=now)
 
     def save(
         self, workspace_id: int, name: str, text: str, *, user: str, fence: int, base: str, now: float
@@ -221,28 +242,68 @@ class NotebookStore:
         Raises:
             SaveRefused: not the live holder (`lock_lost`), or the notebook changed meanwhile (`base_changed`); the
                 text is kept as this user's draft.
-            NotFound, TextTooLarge, NoSpace: nothing is kept.
+            NotFound, InvalidText, TextTooLarge, NoSpace: nothing is kept.
+        """
+        try:
+            return self.publish(workspace_id, name, text, user=user, fence=fence, base=base, kind="save", now=now)
+        except (locks.LockLost, BaseChanged) as error:
+            refused = error
+        except NotFound:
+            if not self._was_held(workspace_id, name, fence):
+                raise
+            refused = locks.LockLost(name)
+        raise self._refuse(workspace_id, name, text, user, base, refused, now)
+
+    def publish(
+        self,
+        workspace_id: int,
+        name: str,
+        text: str,
+        *,
+        user: str,
+        kind: str,
+        now: float,
+        fence: int | None = None,
+        base: str | None = None,
+        also: Also | None = None,
+    ) -> NotebookText:
+        """The one way in which a text gets over another: accepted in the database, then renamed into place.
+
+        Args:
+            fence: of the lock under which it was typed; None for the one that `user` holds now.
+            base: hash of the text it was made from; None to take the place of whatever the hub accepted last.
+            also: done in the transaction that accepts the text.
+
+        Raises:
+            LockLost: not the live holder; BaseChanged: the notebook, or its file on disk, is another than `base`.
+            NotFound, InvalidText, TextTooLarge, NoSpace.
         """
         folder = self.folder(workspace_id)
-        digest = _checked_hash(text)
-        with self._guard(workspace_id, name), _temporary(folder, text) as temporary:
-            refused: NotebookError | locks.LockLost
-            try:
-                with _full_disk(), self.database.transaction() as session:
-                    notebook = _find(session, workspace_id, name)
-                    path = folder / f"{notebook.name}.py"
-                    locks.require(session, workspace_id, notebook.name, user, fence, now=now)
-                    if base != notebook.hash or _disk_hash(path) != notebook.hash:
-                        raise BaseChanged(notebook.name)
-                    if digest == notebook.hash:
-                        return NotebookText(text, digest, notebook.modified)
-                    _record(session, notebook, text, digest, user, "save", now)
-                    notebook.hash, notebook.modified, notebook.pending = digest, now, True
-                modified = self._place(notebook.id, temporary, path)
-                return NotebookText(text, digest, modified)
-            except (locks.LockLost, BaseChanged) as error:
-                refused = error
-        raise self._refuse(workspace_id, name, text, user, base, refused, now)
+        digest = contents.checked_hash(text)
+        with self._guard(workspace_id, name), contents.temporary(folder, text) as temporary:
+            with self.database.transaction() as session:
+                notebook = rows.find(session, workspace_id, name)
+                path = folder / f"{notebook.name}.py"
+                if fence is None:
+                    fence = locks.get(session, workspace_id, notebook.name, now=now).fence
+                locks.require(session, workspace_id, notebook.name, user, fence, now=now)
+                on_disk = contents.disk_hash(path)
+                # nobody else is in this guard, so a pending text is one that could not be put into its file; and a
+                # file that is gone can be brought back, but not by a save that takes it to be there
+                behind = notebook.pending or (base is None and not os.path.lexists(path))
+                # whoever sends a text again, since the answer to it was lost, has overwritten nothing
+                repeated = digest == notebook.hash == on_disk
+                right_base = base in (None, notebook.hash) and (on_disk == notebook.hash or behind)
+                if not repeated and not right_base:
+                    raise BaseChanged(notebook.name)
+                if also:
+                    also(session)
+                if repeated:
+                    return NotebookText(text, digest, notebook.modified)
+                if digest != notebook.hash:
+                    versions.record(session, notebook, text, digest, author=user, kind=kind, now=now)
+                notebook.modified, notebook.pending = now, True
+            return NotebookText(text, digest, self._place(notebook.id, temporary, path, now=now))
 
     def delete(self, workspace_id: int, name: str, *, user: str, admin: bool, now: float) -> None:
         """Remove the file, the metadata and all versions.
@@ -251,8 +312,10 @@ class NotebookStore:
             NotFound; NotAuthor: not the author and not an administrator; DeleteLocked: somebody is editing it.
         """
         folder = self.folder(workspace_id)
-        with self._guard(workspace_id, name), self.database.transaction() as session:
-            notebook = _find(session, workspace_id, name)
+        # the file is out of sight before the commit and gone after it: a hub that dies in between, or whose database
+        # is full, leaves the notebook as it was
+        with self._guard(workspace_id, name), contextlib.ExitStack() as removal, self.database.transaction() as session:
+            notebook = rows.find(session, workspace_id, name)
             locks.hold_row(session, workspace_id, notebook.name)
             lock = locks.get(session, workspace_id, notebook.name, now=now)
             if not admin and notebook.author != user:
@@ -261,36 +324,50 @@ class NotebookStore:
                 raise DeleteLocked(lock.holder, user)
             hashes = set(session.scalars(select(Version.hash).where(Version.notebook_id == notebook.id)))
             session.execute(delete(Notebook).where(Notebook.id == notebook.id))
-            _drop_unused(session, hashes)
-            # the file goes before the commit: a hub that dies here leaves a "missing file" row to delete again, not a
-            # notebook that comes back
-            (folder / f"{notebook.name}.py").unlink(missing_ok=True)
-            sync_folder(folder)
+            contents.drop_unused(session, hashes)
+            removal.enter_context(set_aside(folder / f"{notebook.name}.py", f"{notebook.id}-{notebook.name}"))
 
-    def reconcile(self) -> list[str]:
-        """Finish what an earlier hub left half done; returns one sentence per repair."""
-        repairs = []
+    def reconcile(self, *, now: float | None = None) -> list[str]:
+        """Finish what an earlier hub left half done, and look for what should not be; returns a sentence for each."""
+        now = time.time() if now is None else now
+        found = []
         with self.database.transaction(write=False) as session:
             workspaces = list(session.scalars(select(Workspace.id)))
-            pending = list(
-                session.execute(
-                    select(Notebook, Content.text)
-                    .join(Content, Content.hash == Notebook.hash)
-                    .where(Notebook.pending.is_(True))
-                )
-            )
+            pending = list(session.scalars(select(Notebook).where(Notebook.pending.is_(True))))
         for workspace_id in workspaces:
             removed = remove_temporaries(self.folder(workspace_id))
             if removed:
-                repairs.append(f"removed {removed} unfinished temporary file(s)")
-        for notebook, text in pending:
-            path = self.folder(notebook.workspace_id) / f"{notebook.name}.py"
-            write_durable(path, text)
-            with self.database.transaction() as session:
-                row = session.get_one(Notebook, notebook.id)
-                row.pending, row.modified = False, path.stat().st_mtime
-            repairs.append(f'finished writing the accepted text of "{notebook.name}"')
-        return repairs
+                found.append(f"removed {removed} unfinished temporary file(s)")
+            found += self._end_removals(workspace_id)
+        for notebook in pending:
+            if self._finish_pending(notebook.workspace_id, notebook.name, now=now):
+                found.append(f'finished writing the accepted text of "{notebook.name}"')
+        with self.database.transaction() as session:
+            dropped = contents.drop_orphans(session)
+            if dropped:
+                found.append(f"removed {dropped} text(s) that no version or draft named")
+            known = select(Content.hash).where(Content.hash == Notebook.hash).exists()
+            for notebook in session.scalars(select(Notebook).where(~known)):
+                notebook.pending = False
+                found.append(f'the accepted text of "{notebook.name}" is not in the database; its file is what counts')
+        return found
+
+    def _end_removals(self, workspace_id: int) -> list[str]:
+        """Put back the file of a notebook that was not deleted after all, and remove that of one that was."""
+        folder, found = self.folder(workspace_id), []
+        for mark, aside in files_aside(folder).items():
+            number, _, name = mark.partition("-")
+            with self.database.transaction(write=False) as session:
+                notebook = session.get(Notebook, int(number))
+            path = folder / f"{name}.py"
+            if notebook is not None and notebook.name == name and not path.exists():
+                os.rename(aside, path)
+                found.append(f'put the file of "{name}" back, which was not deleted completely')
+            else:
+                aside.unlink()
+                found.append(f'removed what was left of the deleted "{name}"')
+        sync_folder(folder)
+        return found
 
     def _rows(self, workspace_id: int) -> list[tuple[Notebook, Lock | None]]:
         with self.database.transaction(write=False) as session:
@@ -305,43 +382,77 @@ class NotebookStore:
             )
             return [(notebook, lock) for notebook, lock in session.execute(query)]
 
-    def _place(self, notebook_id: int, temporary: Path, path: Path) -> float:
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-        modified = path.stat().st_mtime
-        with self.database.transaction() as session:
-            row = session.get_one(Notebook, notebook_id)
-            row.pending, row.modified = False, modified
+    def _place(self, notebook_id: int, temporary: Path, path: Path, *, now: float) -> float:
+        """Put an accepted text into its file. It is accepted even if that fails: `_settle` tries again."""
+        try:
+            os.rename(temporary, path)
+            sync_folder(path.parent)
+            modified = path.stat().st_mtime
+            with self.database.transaction() as session:
+                row = session.get_one(Notebook, notebook_id)
+                row.pending, row.modified = False, modified
+        except (OSError, NoSpace, SQLAlchemyError):
+            return now
         return modified
+
+    def _settle(self, workspace_id: int, name: str, *, now: float) -> None:
+        """Wait for a save that is under way; write an accepted text that could not be put into its file then."""
+        with self._guard(workspace_id, name), contextlib.suppress(OSError, NoSpace):
+            self._finish_pending(workspace_id, name, now=now)
 
     def _adopt(self, workspace_id: int, folder: Path, name: str, *, now: float) -> None:
         """Take in a file that appeared or changed on disk."""
         path = folder / f"{name}.py"
         with self._guard(workspace_id, name), self.database.transaction() as session:
             try:
-                text, modified = read_text(path), path.stat().st_mtime
-            except (OSError, UnicodeDecodeError):
+                text, digest = contents.read_file(path, name)
+                modified = path.stat().st_mtime
+            except (OSError, NotebookError):
                 return
-            digest = text_hash(text)
-            notebook = session.scalar(_by_key(workspace_id, name))
+            notebook = session.scalar(rows.by_key(workspace_id, name))
             if notebook is None:
-                notebook = Notebook(
-                    workspace_id=workspace_id,
-                    name=name,
-                    name_key=name.lower(),
-                    created=modified,
-                    modified=modified,
-                    hash=digest,
-                    pending=False,
-                )
+                notebook = Notebook(workspace_id=workspace_id, name=name, name_key=name.lower(), created=modified)
+                notebook.hash, notebook.modified, notebook.pending = digest, modified, False
                 session.add(notebook)
                 session.flush()
-                _record(session, notebook, text, digest, None, "disk", now)
+                versions.record(session, notebook, text, digest, author=None, kind="disk", now=now)
             elif notebook.name == name and not notebook.pending:
                 notebook.modified = modified
                 if notebook.hash != digest:
-                    _record(session, notebook, text, digest, None, "disk", now)
-                    notebook.hash = digest
+                    versions.record(session, notebook, text, digest, author=None, kind="disk", now=now)
+
+    def _finish_pending(self, workspace_id: int, name: str, *, now: float) -> bool:
+        """Write a text that was accepted and never reached its file; returns whether there was one."""
+        with self.database.transaction(write=False) as session:
+            notebook = session.scalar(rows.by_key(workspace_id, name))
+            accepted = session.get(Content, notebook.hash) if notebook is not None and notebook.pending else None
+        if notebook is None or accepted is None:
+            return False
+        path = self.folder(workspace_id) / f"{notebook.name}.py"
+        with contextlib.suppress(NotebookError):
+            text, digest = contents.read_file(path, notebook.name)
+            if digest != accepted.hash:
+                self._keep_edit(notebook.id, text, digest, accepted, now=now)
+        write_durable(path, accepted.text)
+        with self.database.transaction() as session:
+            row = session.get_one(Notebook, notebook.id)
+            row.pending, row.modified = False, path.stat().st_mtime
+        return True
+
+    def _keep_edit(self, notebook_id: int, text: str, digest: str, accepted: Content, *, now: float) -> None:
+        """Keep what somebody wrote to a file after the hub died, before the accepted text is written over it."""
+        with self.database.transaction() as session:
+            row = session.get_one(Notebook, notebook_id)
+            query = select(Version.id).where(Version.notebook_id == notebook_id, Version.hash == digest).limit(1)
+            if session.scalar(query) is None:
+                last = versions.newest(session, notebook_id)
+                versions.record(session, row, text, digest, author=None, kind="disk", now=now)
+                versions.record(session, row, accepted.text, accepted.hash, author=last.author, kind=last.kind, now=now)
+
+    def _was_held(self, workspace_id: int, name: str, fence: int) -> bool:
+        """Whether this fence was given out once for a notebook that is gone: the lock's row outlives it."""
+        with self.database.transaction(write=False) as session:
+            return is_well_formed(name) and 0 < fence <= locks.get(session, workspace_id, name, now=0.0).fence
 
     def _refuse(
         self,
@@ -353,46 +464,20 @@ class NotebookStore:
         refused: NotebookError | locks.LockLost,
         now: float,
     ) -> SaveRefused:
-        digest = text_hash(text)
-        with _full_disk(), self.database.transaction() as session:
-            notebook = _find(session, workspace_id, name)
-            _keep(session, text, digest)
-            # successive saves over the same base supersede each other: one draft grows, not one per autosave
-            draft = session.scalar(
-                select(Draft).where(
-                    Draft.workspace_id == workspace_id,
-                    Draft.notebook_name == notebook.name,
-                    Draft.user_name == user,
-                    Draft.base_hash == base,
-                )
-            )
-            if draft is None:
-                draft = Draft(workspace_id=workspace_id, notebook_name=notebook.name, user_name=user, base_hash=base)
-                session.add(draft)
-            draft.hash, draft.reason, draft.created = digest, refused.code, now
-            session.flush()
-            draft_id = draft.id
+        with self._guard(workspace_id, name), self.database.transaction() as session:
+            draft = drafts.keep(session, workspace_id, name, text, user=user, base=base, reason=refused.code, now=now)
         if isinstance(refused, locks.LockLost):
             message = f'You no longer hold the lock on "{name}", so this was not published. It is kept as your draft.'
         else:
             message = f"{refused.message} It is kept as your draft."
-        return SaveRefused(refused.code, message, draft_id)
+        return SaveRefused(refused.code, message, draft)
 
     @contextmanager
     def _guard(self, workspace_id: int, name: str) -> Iterator[None]:
+        if not is_well_formed(name):
+            raise NotFound(name)
         with self._guards[(workspace_id, name.lower())]:
             yield
-
-
-def _by_key(workspace_id: int, name: str) -> Select[Notebook]:
-    return select(Notebook).where(Notebook.workspace_id == workspace_id, Notebook.name_key == name.lower())
-
-
-def _find(session: Session, workspace_id: int, name: str) -> Notebook:
-    notebook = session.scalar(_by_key(workspace_id, name))
-    if notebook is None or notebook.name != name:
-        raise NotFound(name)
-    return notebook
 
 
 def _scan(folder: Path) -> dict[str, float]:
@@ -403,69 +488,3 @@ def _scan(folder: Path) -> dict[str, float]:
             for entry in entries
             if entry.name.endswith(".py") and entry.is_file(follow_symlinks=False) and is_notebook_name(entry.name[:-3])
         }
-
-
-def _read(path: Path, name: str) -> str:
-    try:
-        return read_text(path)
-    except OSError as error:
-        raise FileMissing from error
-    except UnicodeDecodeError as error:
-        raise NotText(name) from error
-
-
-def _disk_hash(path: Path) -> str | None:
-    try:
-        return text_hash(read_text(path))
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _checked_hash(text: str) -> str:
-    if "\0" in text:
-        raise InvalidText
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidText from error
-    if size > MAX_TEXT_BYTES:
-        raise TextTooLarge
-    return text_hash(text)
-
-
-def _keep(session: Session, text: str, digest: str) -> None:
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    session.execute(insert(Content).values(hash=digest, text=text).on_conflict_do_nothing())
-
-
-def _record(
-    session: Session, notebook: Notebook, text: str, digest: str, author: str | None, kind: str, now: float
-) -> None:
-    _keep(session, text, digest)
-    session.add(Version(notebook_id=notebook.id, hash=digest, author=author, kind=kind, created=now))
-
-
-def _drop_unused(session: Session, hashes: set[str]) -> None:
-    """Remove texts that no version or draft names any more."""
-    used = set(session.scalars(select(Version.hash).where(Version.hash.in_(hashes))))
-    used |= set(session.scalars(select(Draft.hash).where(Draft.hash.in_(hashes))))
-    session.execute(delete(Content).where(Content.hash.in_(hashes - used)))
-
-
-@contextmanager
-def _temporary(folder: Path, text: str) -> Iterator[Path]:
-    path = write_temporary(folder, text)
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _full_disk() -> Iterator[None]:
-    try:
-        yield
-    except OperationalError as error:
-        if "full" in str(error.orig):
-            raise NoSpace from error
-        raise

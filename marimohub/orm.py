@@ -89,7 +89,12 @@ class Version(Base):
     """One accepted text of a notebook: who, when, and by which kind of change."""
 
     __tablename__ = "marimohub_versions"
-    __table_args__ = (Index("ix_marimohub_versions_notebook", "notebook_id", "created"),)
+    __table_args__ = (
+        Index("ix_marimohub_versions_notebook", "notebook_id", "id"),
+        Index("ix_marimohub_versions_hash", "hash"),
+        # an id is never given out twice: a page that is out of date must not act on another version or draft
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     notebook_id: Mapped[int] = mapped_column(ForeignKey("marimohub_notebooks.id", ondelete="CASCADE"))
@@ -103,7 +108,11 @@ class Draft(Base):
     """A text that was refused on save, kept for its author until they decide what becomes of it."""
 
     __tablename__ = "marimohub_drafts"
-    __table_args__ = (Index("ix_marimohub_drafts_user", "workspace_id", "user_name"),)
+    __table_args__ = (
+        Index("ix_marimohub_drafts_user", "workspace_id", "user_name"),
+        Index("ix_marimohub_drafts_hash", "hash"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     workspace_id: Mapped[int] = mapped_column(ForeignKey("marimohub_workspaces.id", ondelete="CASCADE"))

@@ -7,9 +7,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from marimohub.drafts import DraftInfo
 from marimohub.notebooks import NotebookInfo
+from marimohub.versions import VersionInfo
 
 _UNITS = ((31_536_000, "y"), (2_592_000, "mo"), (86_400, "d"), (3600, "h"), (60, "m"))
+
+SIDE_LABELS = {
+    "current": "Current text",
+    "own_draft": "Your draft",
+    "create": "Created",
+    "copy": "Copied",
+    "save": "Saved",
+    "restore": "Restored",
+    "draft": "Replaced by a draft",
+    "disk": "Changed on disk",
+}
 
 EmailOf = Callable[[str | None], str | None]
 
@@ -38,16 +51,15 @@ def lock_state(info: NotebookInfo, viewer: Viewer) -> str:
 
 
 def actions(info: NotebookInfo, viewer: Viewer) -> list[str]:
-    """The buttons of a row, in the documented order. Viewers have none."""
+    """The buttons of a row, as documented: by lock state and role alone (a missing file is told on opening)."""
     if not viewer.can_edit:
         return []
     state = lock_state(info, viewer)
     if state == "available":
-        return ["open", "delete"] if info.file_exists else ["delete"]
+        return ["open", "delete"]
     if state == "mine":
         return ["release", "delete"]
-    copy = ["copy"] if info.file_exists else []
-    return [*copy, *(["force_unlock"] if viewer.is_admin else []), "delete"]
+    return ["copy", *(["force_unlock"] if viewer.is_admin else []), "delete"]
 
 
 def delete_blocked(info: NotebookInfo, viewer: Viewer) -> str | None:
@@ -101,4 +113,32 @@ def notebook_model(info: NotebookInfo, viewer: Viewer, email_of: EmailOf) -> dic
         "lock": lock_model(info, viewer, email_of),
         "actions": actions(info, viewer),
         "delete_blocked": delete_blocked(info, viewer) if viewer.can_edit else None,
+    }
+
+
+def version_model(version: VersionInfo, email_of: EmailOf) -> dict[str, Any]:
+    """A version as the API shows it, without its text."""
+    return {
+        "id": version.id,
+        "author": version.author,
+        "author_email": email_of(version.author),
+        "created": isoformat(version.created),
+        "hash": version.hash,
+        "kind": version.kind,
+        "current": version.current,
+    }
+
+
+def draft_model(draft: DraftInfo) -> dict[str, Any]:
+    """A draft as the API shows it to its owner, without its text."""
+    return {
+        "id": draft.id,
+        "notebook": draft.notebook,
+        "created": isoformat(draft.created),
+        "reason": draft.reason,
+        "message": draft.message,
+        "base_hash": draft.base_hash,
+        "hash": draft.hash,
+        "notebook_exists": draft.notebook_exists,
+        "can_replace": draft.can_replace,
     }

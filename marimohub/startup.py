@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+# what the hub writes below its data folder
+_ENTRIES = ("cookie_secret", "hub.lock", "marimohub.sqlite", "notebooks", "proxy", "snapshots", "users")
 
 
 class StartupError(Exception):
@@ -24,6 +28,14 @@ def prepare_data_dir(path: Path) -> None:
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.stat().st_uid != os.geteuid():
+            raise StartupError(
+                f"The data folder {path} belongs to another user. Run the hub as that user, or give the folder to the "
+                "user who runs it."
+            )
+        for entry in _ENTRIES:
+            if (path / entry).is_symlink():
+                raise StartupError(f"{path / entry} is a link. Replace it by what it leads to; the hub follows none.")
         if path.stat().st_mode & 0o077:
             path.chmod(0o700)
     except (FileExistsError, NotADirectoryError) as error:
@@ -47,11 +59,11 @@ def take_hub_lock(path: Path) -> IO[str]:
     Raises:
         StartupError: another hub runs on it.
     """
-    file = open(path / "hub.lock", "a+")  # noqa: SIM115 - held open for the life of the hub
+    descriptor = os.open(path / "hub.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    file = os.fdopen(descriptor, "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        file.seek(0)
         pid = file.read().strip() or "unknown"
         file.close()
         raise StartupError(
@@ -61,6 +73,13 @@ def take_hub_lock(path: Path) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def check_port_free(host: str, port: int, setting: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,32 +51,38 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a PostgreSQL server of our own; the database `postgres` is empty at first."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         missing("postgres", "PostgreSQL's server programs are not installed")
     programs = found[-1].parent
-    folder = tmp_path_factory.mktemp("postgres")
+    # not in pytest's own folder: every session that starts closes that one to other users again
+    folder = Path(tempfile.mkdtemp(prefix="marimohub-postgres-"))
     port = free_port()
     # PostgreSQL refuses to run as root
     as_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
-    for path in (folder, *folder.parents):
-        if path == Path("/tmp"):
-            break
-        path.chmod(path.stat().st_mode | 0o011)
     if as_user:
         os.chown(folder, 65534, 65534)
 
-    def run(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, capture_output=True, cwd=folder)
+    def run(program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [*as_user, str(programs / program), "-D", str(folder / "data"), *arguments],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
 
-    data = str(folder / "data")
-    run(str(programs / "initdb"), "-D", data, "-U", "hub", "-A", "trust", "--no-sync")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run(str(programs / "pg_ctl"), "-D", data, "-w", "-o", options, "-l", str(folder / "log"), "start")
-    yield f"postgresql+psycopg://hub@127.0.0.1:{port}/postgres"
-    run(str(programs / "pg_ctl"), "-D", data, "-m", "immediate", "stop")
+    try:
+        run("initdb", "-U", "hub", "-A", "trust", "--no-sync")
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        run("pg_ctl", "-w", "-o", options, "-l", str(folder / "log"), "start")
+        yield f"postgresql+psycopg://hub@127.0.0.1:{port}/postgres"
+        run("pg_ctl", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -89,6 +96,15 @@ def database(tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture
 def store(database: Database, tmp_path: Path) -> NotebookStore:
     return NotebookStore(database, tmp_path / "notebooks")
+
+
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is such a place, for tests of logic that would mostly wait for fsync."""
+    place = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="marimohub-", dir=place if place.is_dir() else tmp_path))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from marimohub.auth import first_run
 
+from marimohub.auth import first_run
 from marimohub.database import Database
 from tests.hub import Hub, Person
 
@@ -124,10 +125,103 @@ def test_guessing_is_slowed_down_and_the_set_up_link_is_not_in_any_log(hub: Hub)
     guesser = Person(hub, "erin", "wrong password 1")
     for _ in range(10):
         assert guesser.sign_in().status_code == 403
-    assert "Too many attempts" in guesser.sign_in().text
+    refused = guesser.sign_in()
+    assert refused.status_code == 429
+    assert "Too many attempts" in refused.text
     tokens = re.findall(r"setup\?token=(\S+)", hub.log)
     printed = [token for token in tokens if "secret" not in token]
     assert len(printed) == hub.log.count("This hub has no administrator yet")
+
+
+def test_simultaneous_guesses_are_counted_before_they_are_compared(hub: Hub) -> None:
+    ann = Person(hub, "ann")
+    ann.sign_in()
+    Person(hub, "gail").sign_up()
+    ann.approve("gail", "viewer")
+    guessers = [Person(hub, "gail", f"wrong password {n}") for n in range(12)] + [Person(hub, "gail")]
+    for guesser in guessers:
+        guesser.page("/hub/login")
+    with ThreadPoolExecutor(len(guessers)) as pool:
+        answers = list(pool.map(lambda guesser: guesser.sign_in().status_code, guessers))
+    assert answers.count(403) <= 10
+    assert answers.count(429) >= 2
+
+
+def test_flood_of_passwords_holds_nothing_else_up(hub: Hub) -> None:
+    ann = Person(hub, "ann")
+    ann.sign_in()
+    strangers = [Person(hub, f"stranger{n}", "wrong password") for n in range(30)]
+    for stranger in strangers:
+        stranger.page("/hub/login")
+    with ThreadPoolExecutor(len(strangers)) as pool:
+        running = [pool.submit(stranger.sign_in) for stranger in strangers]
+        began = time.monotonic()
+        assert ann.api("POST", "/notebooks", {"name": "meanwhile"}).status_code == 201
+        took = time.monotonic() - began
+        statuses = {job.result().status_code for job in running}
+    assert statuses <= {403, 429}
+    assert took < 3, "creating a notebook waited for the flood"
+
+
+def test_changed_password_ends_all_other_sessions_and_tokens(hub: Hub) -> None:
+    here, there = Person(hub, "carol"), Person(hub, "carol")
+    here.sign_in()
+    there.sign_in()
+    token = there.api("POST", "/users/carol/tokens", {}).json()["token"]
+    by_token = {"Authorization": f"token {token}"}
+    assert requests.get(f"{hub.url}/hub/api/user", headers=by_token, timeout=10).status_code == 200
+    new = "another horse battery"
+    fields = {"new_password": new, "new_password_confirmation": new}
+    assert here.submit("/hub/change-password", current_password="wrong password", **fields).status_code == 400
+    assert here.submit("/hub/change-password", current_password=here.password, **fields).status_code == 200
+    assert here.page("/hub/notebooks").url.endswith("/hub/notebooks")
+    assert "/hub/login" in there.page("/hub/notebooks").url
+    assert requests.get(f"{hub.url}/hub/api/user", headers=by_token, timeout=10).status_code == 403
+    assert Person(hub, "carol").sign_in().status_code == 403
+    assert Person(hub, "carol", new).sign_in().url.endswith("/hub/notebooks")
+
+
+def test_administrator_cannot_act_as_somebody_else(hub: Hub) -> None:
+    ann = Person(hub, "ann")
+    ann.sign_in()
+    assert ann.api("POST", "/users/bob/tokens", {}).status_code in (403, 404)
+    assert ann.api("POST", "/shares/bob/", {"user": "ann"}).status_code in (403, 404)
+    scopes = ann.api("GET", "/user").json()["scopes"]
+    assert not [
+        scope for scope in scopes if scope.startswith(("access:servers", "tokens", "shares")) and "!" not in scope
+    ]
+    renamed = ann.api("PATCH", "/users/bob", {"name": "robert"})
+    assert renamed.status_code == 400
+    assert "renamed" in renamed.text
+
+
+def test_whoever_gets_the_name_of_a_deleted_person_gets_nothing_of_theirs(hub: Hub) -> None:
+    ann = Person(hub, "ann")
+    ann.sign_in()
+
+    def join() -> Person:
+        dora = Person(hub, "dora")
+        assert dora.sign_up().status_code == 200
+        ann.approve("dora", "editor")
+        dora.sign_in()
+        return dora
+
+    first = join()
+    first.api("POST", "/notebooks", {"name": "of_dora"})
+    refused = first.api("PUT", "/notebooks/of_dora/text", {"text": "mine", "base": "0" * 64, "fence": 1})
+    assert refused.status_code == 409
+    assert len(first.api("GET", "/drafts").json()["drafts"]) == 1
+    assert ann.api("DELETE", "/users/dora").status_code == 204
+    second = join()
+    assert second.api("GET", "/drafts").json()["drafts"] == []
+    assert second.api("DELETE", "/notebooks/of_dora").status_code == 403
+
+
+def test_name_that_the_hub_knows_already_cannot_be_registered(hub: Hub) -> None:
+    ann = Person(hub, "ann")
+    ann.sign_in()
+    assert ann.api("POST", "/users/gina", {"admin": True}).status_code == 201
+    assert Person(hub, "gina").sign_up().status_code == 400
 
 
 def test_data_folder_and_its_files_are_private(hub: Hub) -> None:

@@ -158,6 +158,25 @@ def test_missing_file_shows_and_can_be_replaced_by_a_new_notebook(store: Noteboo
     assert store.get(1, "report", now=3.0).author == "bob"
 
 
+def test_pipe_link_or_huge_file_in_the_folder_hangs_nothing(store: NotebookStore) -> None:
+    for name in ("pipe", "link", "huge"):
+        create(store, name)
+        path_of(store, name).unlink()
+    os.mkfifo(path_of(store, "pipe"))
+    path_of(store, "link").symlink_to("/etc/passwd")
+    with open(path_of(store, "huge"), "wb") as file:
+        file.truncate(3 * 2**30)
+    exists = {info.name: info.file_exists for info in store.list_all(1, now=1.0)}
+    assert exists == {"pipe": False, "link": False, "huge": True}
+    assert not store.get(1, "link", now=1.0).file_exists
+    for name, error in (("pipe", FileMissing), ("link", FileMissing), ("huge", TextTooLarge)):
+        with pytest.raises(error):
+            store.read(1, name, now=1.0)
+        fence = lock(store, name=name)
+        with pytest.raises(SaveRefused):
+            store.save(1, name, "b", user="ann", fence=fence, base=text_hash("a = 1\n"), now=1.0)
+
+
 def test_only_author_or_admin_deletes_and_nobody_deletes_a_locked_one(store: NotebookStore) -> None:
     create(store)
     with pytest.raises(NotAuthor):

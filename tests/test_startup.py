@@ -155,6 +155,19 @@ def test_data_folder_that_is_a_file_is_told(hub: Hub) -> None:
     assert "data_dir" in refused(hub)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_data_folder_of_another_user_or_with_planted_links_is_refused(hub: Hub) -> None:
+    hub.data.mkdir()
+    os.chown(hub.data, 65534, 65534)
+    assert "belongs to another user" in refused(hub)
+    os.chown(hub.data, 0, 0)
+    victim = hub.folder / "victim"
+    victim.write_text("precious")
+    (hub.data / "hub.lock").symlink_to(victim)
+    assert "is a link" in refused(hub)
+    assert victim.read_text() == "precious"
+
+
 def test_init_writes_a_configuration_once_and_the_hub_starts_with_it(hub: Hub) -> None:
     hub.config_path.unlink()
 

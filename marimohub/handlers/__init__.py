@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from marimohub.handlers import accounts as account_pages
-from marimohub.handlers import events, notebooks, pages
+from marimohub.handlers import drafts, events, notebooks, openapi, pages, people, versions
 from marimohub.opening import HubServices
 
 __all__ = ["HubServices", "routes"]
@@ -20,13 +20,14 @@ def routes(static: Path | None, *, accounts: bool) -> list[tuple[Any, ...]]:
             reaches and only the API is served.
         accounts: whether this hub keeps accounts of its own.
     """
-    found: list[tuple[Any, ...]] = [*notebooks.handlers]
+    found: list[tuple[Any, ...]] = [*notebooks.handlers, *versions.handlers, *drafts.handlers]
     if static is not None:
         found += [
             (r"/marimohub-static/(.+)", pages.StaticHandler, {"path": str(static)}),
             *pages.handlers,
+            *people.handlers,
             *events.handlers,
         ]
         if accounts:
             found += account_pages.handlers
-    return found
+    return [*found, *openapi.handlers(pages=static is not None)]

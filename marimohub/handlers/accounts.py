@@ -5,7 +5,6 @@ Nothing here changes state on GET: a link in somebody's notebook must not be abl
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -18,7 +17,7 @@ from tornado import web
 from tornado.httputil import url_concat
 
 from marimohub.auth import first_run, roles
-from marimohub.auth.accounts import AccountAuthenticator, AccountError
+from marimohub.auth.accounts import AccountAuthenticator, AccountError, TooManyAttempts
 from marimohub.handlers.base import PageHandler
 from marimohub.orm import AuditEntry
 from marimohub.permissions import isoformat
@@ -55,20 +54,24 @@ class LoginHandler(AccountPage, JupyterHubLoginHandler):
 
     async def post(self) -> None:
         data = {"username": self.text("username").strip(), "password": self.text("password")}
-        user = await self.login_user(data)
+        try:
+            user = await self.login_user(data)
+            error = "" if user else await self._why_not(data)
+        except TooManyAttempts as refused:
+            await self.form(username=data["username"], error=refused.message, status=429)
+            return
         if user:
             self._jupyterhub_user = user
             self.redirect(self.get_next_url(user))
             return
-        await self.form(username=data["username"], error=await self._why_not(data), status=403)
+        await self.form(username=data["username"], error=error, status=403)
 
     async def _why_not(self, data: dict[str, str]) -> str:
         account = self.accounts.get_user(data["username"])
-        if account is not None:
-            if self.accounts.allowed_failed_logins and self.accounts.is_blocked(account.username):
-                return f"Too many attempts. Wait {self.accounts.seconds_before_next_try} seconds, then try again."
-            if not account.is_authorized and await self.accounts.password_matches(account, data["password"]):
-                return "Your account waits for an administrator's approval."
+        waits = account is not None and not account.is_authorized
+        # told only to somebody who knows the password
+        if waits and await self.accounts.password_matches(account, data["password"]):
+            return "Your account waits for an administrator's approval."
         return "Invalid user name or password."
 
     async def form(self, *, username: str = "", error: str | None = None, status: int = 200) -> None:
@@ -108,6 +111,7 @@ class SignUpHandler(AccountPage):
     async def post(self) -> None:
         self.check_open()
         try:
+            self.accounts.check_sign_up_open(self.request.remote_ip)
             name = self.accounts.check_registration(
                 self.text("username"),
                 self.text("email"),
@@ -116,7 +120,7 @@ class SignUpHandler(AccountPage):
             )
             await self.accounts.register(name, self.text("password"), self.text("email"))
         except AccountError as error:
-            await self.form(error=error.message, status=400)
+            await self.form(error=error.message, status=429 if isinstance(error, TooManyAttempts) else 400)
             return
         await self.hub_services.database.write(_audit, name, "sign_up", name, "")
         await self.form(done=True)
@@ -208,18 +212,24 @@ class PasswordHandler(AccountPage):
 
     @web.authenticated
     async def post(self) -> None:
-        account = self.accounts.get_user(self.current_user.name)
+        user = self.current_user
+        account = self.accounts.get_user(user.name)
         error = None
-        if account is None or not await self.accounts.password_matches(account, self.text("current_password")):
-            await asyncio.sleep(1)
-            error = "Your current password is not right."
+        try:
+            right = await self.accounts.authenticate(
+                self, {"username": user.name, "password": self.text("current_password")}
+            )
+            if account is None or not right:
+                raise AccountError("Your current password is not right.")
+            self.accounts.check_password(self.text("new_password"), self.text("new_password_confirmation"))
+            await self.accounts.set_password(account, self.text("new_password"))
+        except AccountError as refused:
+            error = refused.message
         else:
-            try:
-                self.accounts.check_password(self.text("new_password"), self.text("new_password_confirmation"))
-            except AccountError as refused:
-                error = refused.message
-            else:
-                await self.accounts.set_password(account, self.text("new_password"))
+            # whoever else is signed in as this person is not any more; their running server goes on
+            running = {spawner.api_token for spawner in user.spawners.values() if spawner.active and spawner.api_token}
+            self.accounts.end_sessions(user.orm_user, keep_tokens=running)
+            self.set_login_cookie(user)
         await self.form(error=error, done=error is None)
 
     async def form(self, *, error: str | None = None, done: bool = False) -> None:
@@ -254,6 +264,8 @@ class AccountsHandler(AccountPage):
         if self.accounts.get_user(name) is None:
             raise AccountError(f'There is no account "{name}".')
         user = await self.app._get_or_create_user(name, hint="an approved account")
+        if user.admin and role != "admin":
+            raise AccountError(f"{name} is an administrator of the hub. Take that away on the Admin page first.")
         self._give_role(user, role)
         if action == "approve":
             self.accounts.approve(name)

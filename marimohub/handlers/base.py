@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from jupyterhub import orm
 from jupyterhub.apihandlers.base import APIHandler
 from jupyterhub.handlers.base import BaseHandler
 from tornado import web
@@ -20,6 +21,10 @@ from marimohub.notebook_templates import UnknownTemplate
 from marimohub.opening import HubServices, ServerFailed
 from marimohub.permissions import Viewer, isoformat
 from marimohub.snapshots.errors import SnapshotError
+
+MAX_ID = 2**63 - 1
+# JSON may write a character of two bytes as six (`\u00fc`), so a text grows to at most three times its size
+MAX_BODY_BYTES = 3 * notebook_errors.MAX_TEXT_BYTES + 64 * 1024
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +49,8 @@ STATUS: dict[type[Exception], int] = {
     notebook_errors.NotFound: 404,
     notebook_errors.FileMissing: 404,
     notebook_errors.NoWorkspace: 404,
+    notebook_errors.NoVersion: 404,
+    notebook_errors.NoDraft: 404,
     notebook_errors.NotebookError: 409,
     locks.LockError: 409,
     NoSpace: 507,
@@ -99,6 +106,12 @@ def answers(
     return wrapped
 
 
+def row_id(text: str) -> int:
+    """A number in a path. What cannot be the id of anything is one that nothing has."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+    return number if number <= MAX_ID else 0
+
+
 class Services:
     """Access to what the app put into the settings."""
 
@@ -126,11 +139,22 @@ class Services:
         address = find(user) if find else None
         return address or (user if "@" in user else None)
 
+    def email_lookup(self) -> Callable[[str | None], str | None]:
+        """`email_of` for a whole list: the database is asked once, not for each row."""
+        find_all = getattr(self.authenticator, "emails", None)
+        if find_all is None:
+            return functools.cache(self.email_of)
+        known = find_all()
+        return lambda user: (known.get(user) or (user if "@" in user else None)) if user is not None else None
+
     @property
     def viewer(self) -> Viewer:
         """Who asks, with the role that the request's scopes amount to."""
-        user = self.current_user
-        return Viewer(user.name if user else "", roles.role_of(self.expanded_scopes))
+        who = self.current_user
+        name = who.name if who else ""
+        if isinstance(who, orm.Service):
+            name = f"service:{name}"  # a service may be called like a person, and must not pass for them
+        return Viewer(name, roles.role_of(self.expanded_scopes))
 
 
 class ApiHandler(Services, APIHandler):
@@ -151,6 +175,8 @@ class ApiHandler(Services, APIHandler):
 
     def json_object(self) -> dict[str, Any]:
         """The body as a JSON object; empty for no body."""
+        if len(self.request.body) > MAX_BODY_BYTES:
+            raise notebook_errors.TextTooLarge
         try:
             body = json.loads(self.request.body) if self.request.body else {}
         except (ValueError, RecursionError) as error:
@@ -162,9 +188,13 @@ class ApiHandler(Services, APIHandler):
     def field(self, body: dict[str, Any], name: str, kind: type[T]) -> T:
         """A required field of the body."""
         value = body.get(name)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            value = int(value)  # JSON has one kind of number
         if not isinstance(value, kind) or isinstance(value, bool):
             words = {str: "text", int: "a whole number"}
             raise RequestError(400, "bad_field", f'The field "{name}" must be {words.get(kind, kind.__name__)}.')
+        if isinstance(value, int) and abs(value) > MAX_ID:
+            raise RequestError(400, "bad_field", f'The field "{name}" is out of range.')
         return value
 
     def changed(self) -> None:
@@ -174,7 +204,9 @@ class ApiHandler(Services, APIHandler):
     async def workspace_id(self) -> int:
         """The workspace that the request names, or the default one."""
         name = self.get_query_argument("workspace", self.hub_services.workspace)
-        return await self.hub_services.database.run(self.hub_services.store.workspace_id, name)
+        workspaces = self.hub_services.store.workspaces
+        known = workspaces.known_id(name)
+        return known if known is not None else await self.hub_services.database.read(workspaces.find, name)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Any other failure, as JSON and without its cause."""
@@ -183,6 +215,12 @@ class ApiHandler(Services, APIHandler):
         if isinstance(error, web.HTTPError) and status_code < 500:
             message = error.log_message or error.reason or ""
         self.set_header("Content-Type", "application/json")
+        if status_code == 405:
+            # RFC 9110 wants to hear what is allowed
+            inherited = {method: getattr(ApiHandler, method.lower()) for method in self.SUPPORTED_METHODS}
+            own = [method for method, found in inherited.items() if getattr(type(self), method.lower()) is not found]
+            self.set_header("Allow", ", ".join(own))
+            message = f"This address does not know the method {self.request.method}."
         body = {"code": f"http_{status_code}", "message": message or "The hub could not do this. Its log says why."}
         self.finish(json.dumps({"error": body}))
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
 from tornado.iostream import StreamClosedError
 
-from marimohub import locks, notebook_templates
+from marimohub import drafts, locks, notebook_templates
 from marimohub.auth import roles
 from marimohub.handlers.base import ApiHandler, RequestError, answers, describe
-from marimohub.names import check_name
+from marimohub.names import check_name, is_well_formed
+from marimohub.notebook_errors import NotFound
 from marimohub.notebooks import NotebookInfo
 from marimohub.opening import Report, ServerFailed, open_notebook
-from marimohub.orm import AuditEntry, Notice
-from marimohub.permissions import isoformat, notebook_model
+from marimohub.orm import Notice
+from marimohub.permissions import draft_model, isoformat, notebook_model
+from marimohub.revoking import force_unlock
 
 STOP_WAIT_SECONDS = 60
 
@@ -72,13 +75,18 @@ async def listing(handler: Any) -> dict[str, Any]:
     workspace = handler.get_query_argument("workspace", services.workspace)
     workspace_id = await services.database.run(services.store.workspace_id, workspace)
     found = await services.database.run(services.store.list_all, workspace_id, now=services.clock())
+    own = []
+    if viewer.can_edit:
+        own = await services.database.read(drafts.of_user, workspace_id, viewer.user, now=services.clock())
+    email_of = handler.email_lookup()
     return {
         "notices": await services.database.read(notices, viewer.user),
+        "drafts": [draft_model(draft) for draft in own],
         "workspace": workspace,
         "role": viewer.role,
         "user": viewer.user,
         "can_create": viewer.can_edit,
-        "notebooks": [notebook_model(info, viewer, handler.email_of) for info in found],
+        "notebooks": [notebook_model(info, viewer, email_of) for info in found],
     }
 
 
@@ -170,24 +178,18 @@ class LockHandler(NotebookApi):
         """Force unlock: revokes somebody's lock, and tells them."""
         self.require(roles.ADMIN)
         workspace_id = await self.workspace_id()
-        info = await self.info(workspace_id, name)
-        holder, notice = await self.hub_services.database.write(self._revoke, workspace_id, info.name)
-        self.changed()
-        event = {"event": "notebook_lock_revoked", "notebook": info.name, "notice": notice}
-        self.broadcaster.send(event, user=holder)
-        await self.write_notebook(workspace_id, info.name)
-
-    def _revoke(self, session: Any, workspace_id: int, name: str) -> tuple[str | None, dict[str, Any]]:
-        now = self.hub_services.clock()
-        before = locks.revoke(session, workspace_id, name, now=now)
-        text = f'Your lock on "{name}" has been revoked by an administrator.'
-        notice = Notice(user_name=before.holder, kind="notebook_lock_revoked", text=text, created=now)
-        session.add(notice)
-        session.add(
-            AuditEntry(created=now, actor=self.viewer.user, action="force_unlock", target=name, detail=before.holder)
+        services = self.hub_services
+        revoked = await services.database.write(
+            force_unlock, workspace_id, name, actor=self.viewer.user, now=services.clock()
         )
-        session.flush()
-        return before.holder, {"id": notice.id, "text": text}
+        self.changed()
+        event = {
+            "event": "notebook_lock_revoked",
+            "notebook": name,
+            "notice": {"id": revoked.notice, "text": revoked.text},
+        }
+        self.broadcaster.send(event, user=revoked.holder)
+        await self.write_notebook(workspace_id, name)
 
     async def report(self, phase: str, progress: int, message: str) -> None:
         if self._streaming:
@@ -206,7 +208,7 @@ class LockHandler(NotebookApi):
         user = self.current_user
         spawner = user.spawners[""]
         await self._wait_for_stop(spawner)
-        if spawner.ready and await spawner.poll() is not None:
+        if spawner.ready and not await self._answers(spawner) and await spawner.poll() is not None:
             # it died since the last poll: clear it away as the poll would
             await self.user_stopped(user, "")
         spawner = user.spawners[""]
@@ -232,6 +234,14 @@ class LockHandler(NotebookApi):
             raise ServerFailed("Your notebook server stopped while it was starting. Try again.", spawner.log_tail())
         await report("server", 95, "Your notebook server is running")
 
+    async def _answers(self, spawner: Any) -> bool:
+        """Whether a server that should run does answer. A process that is just dying still counts as running."""
+        try:
+            await spawner.server.wait_up(timeout=2, http=True, extra_path="api")
+        except TimeoutError:
+            return False
+        return True
+
     async def _wait_for_stop(self, spawner: Any) -> None:
         for _ in range(STOP_WAIT_SECONDS * 10):
             if spawner.pending != "stop":
@@ -247,7 +257,10 @@ class HeartbeatHandler(NotebookApi):
         self.require(roles.SYNC)
         services, workspace_id = self.hub_services, await self.workspace_id()
         fence = self.field(self.json_object(), "fence", int)
-        state = await services.database.write(
+        if not is_well_formed(name):
+            raise NotFound(name)
+        # one that a power failure takes back is followed by the next
+        state = await services.database.write_soon(
             locks.heartbeat, workspace_id, name, self.viewer.user, fence, now=services.clock(), ttl=services.lock_ttl
         )
         self.finish({"fence": state.fence, "expires": isoformat(state.expires)})
@@ -312,18 +325,27 @@ class TextHandler(NotebookApi):
     async def put(self, name: str) -> None:
         self.require(roles.SYNC)
         services, workspace_id, body = self.hub_services, await self.workspace_id(), self.json_object()
-        saved = await services.database.run(
-            services.store.save,
-            workspace_id,
-            name,
-            self.field(body, "text", str),
-            user=self.viewer.user,
-            fence=self.field(body, "fence", int),
-            base=self.field(body, "base", str),
-            now=services.clock(),
-        )
-        self.changed()
+        try:
+            saved = await services.database.run(
+                services.store.save,
+                workspace_id,
+                name,
+                self.field(body, "text", str),
+                user=self.viewer.user,
+                fence=self.field(body, "fence", int),
+                base=self._base(body),
+                now=services.clock(),
+            )
+        finally:
+            # a refused save has made a draft
+            self.changed()
         self.finish({"hash": saved.hash, "modified": isoformat(saved.modified)})
+
+    def _base(self, body: dict[str, Any]) -> str:
+        base = self.field(body, "base", str)
+        if not re.fullmatch(r"[0-9a-f]{64}", base):
+            raise RequestError(400, "bad_field", 'The field "base" must be the SHA-256 of a text, in hex.')
+        return base
 
 
 _NAME = r"([^/]+)"

@@ -64,8 +64,10 @@ def upgrade() -> None:
         sa.Column("author", sa.String(255)),
         sa.Column("kind", sa.String(20), nullable=False),
         sa.Column("created", sa.Double, nullable=False),
+        sqlite_autoincrement=True,
     )
-    op.create_index("ix_marimohub_versions_notebook", "marimohub_versions", ["notebook_id", "created"])
+    op.create_index("ix_marimohub_versions_notebook", "marimohub_versions", ["notebook_id", "id"])
+    op.create_index("ix_marimohub_versions_hash", "marimohub_versions", ["hash"])
     op.create_table(
         "marimohub_drafts",
         sa.Column("id", _ID, primary_key=True),
@@ -76,8 +78,10 @@ def upgrade() -> None:
         sa.Column("base_hash", sa.String(64)),
         sa.Column("reason", sa.String(40), nullable=False),
         sa.Column("created", sa.Double, nullable=False),
+        sqlite_autoincrement=True,
     )
     op.create_index("ix_marimohub_drafts_user", "marimohub_drafts", ["workspace_id", "user_name"])
+    op.create_index("ix_marimohub_drafts_hash", "marimohub_drafts", ["hash"])
     op.create_table(
         "marimohub_notices",
         sa.Column("id", _ID, primary_key=True),
