@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -275,6 +276,8 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         await super().start()
         if self.subapp or self.generate_config or self.generate_certs:
             return
+        # what was loaded until here stays for good: full collections, which stop all requests, need not look at it
+        gc.freeze()
         self._warn_about_exposure()
         if isinstance(self.authenticator, AccountAuthenticator) and not self.authenticator.has_administrator():
             token = await self.database.write(first_run.issue, now=time.time())
@@ -357,12 +360,3 @@ def upgrade(hub: MarimoHub) -> None:
         raise StartupError(str(error)) from error
     finally:
         database.close()
-
-
-def main(argv: Any = None) -> None:
-    """The `marimohub` command."""
-    MarimoHub.launch_instance(argv)
-
-
-if __name__ == "__main__":
-    main()

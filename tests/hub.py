@@ -49,7 +49,7 @@ class Hub:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "marimohub.app", *arguments]
+        return [sys.executable, "-m", "marimohub", *arguments]
 
     def start(self, *arguments: str, wait: bool = True) -> float:
         """Start the hub; returns the seconds until its sign-in page was served."""

@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from marimohub.proxy import pages
-from marimohub.proxy.routes import CLUSTER, CLUSTER_TLS, HEADER_KIND, HEADER_SERVER_NAME, ROUTE_CONFIG
+from marimohub.proxy.routes import (
+    CLUSTER,
+    CLUSTER_TLS,
+    FILTER_API_BODY,
+    FILTER_BODY,
+    HEADER_KIND,
+    HEADER_SERVER_NAME,
+    ROUTE_CONFIG,
+)
 
 # Paths are relative to the proxy's folder, which is Envoy's working directory: socket paths may have 107 bytes only.
 ADMIN_SOCKET = "admin.sock"
@@ -24,6 +32,7 @@ STAT_PREFIX = "public"
 
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+_BUFFER = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer"
 _HTTP_OPTIONS = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TLS_DOWN = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
 _TLS_UP = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
@@ -47,6 +56,7 @@ class Settings:
         upstream_idle_timeout: seconds after which an unused connection to a server is closed.
         request_headers_timeout: seconds a client may take to send its request headers.
         max_header_kb: largest request header block, KiB.
+        hub_body_limit_mb, hub_api_body_limit_mb: largest request body for the hub's pages and for its API, MiB.
         max_connections: client connections at one time.
         trusted_hops: proxies in front of Envoy whose X-Forwarded-For entries are believed.
         upstream_ca: file of certificate authorities for https targets; "" does not verify them.
@@ -63,6 +73,8 @@ class Settings:
     upstream_idle_timeout: float = 3.0
     request_headers_timeout: float = 30.0
     max_header_kb: int = 64
+    hub_body_limit_mb: int = 1
+    hub_api_body_limit_mb: int = 40
     max_connections: int = 20_000
     trusted_hops: int = 0
     upstream_ca: str = ""
@@ -140,6 +152,8 @@ def _error_pages(notebooks_url: str) -> dict[str, Any]:
         (to_hub, pages.HUB_RESTARTING),
         (_status_at_least(502), pages.SERVER_NOT_RUNNING),
         (_status(400), pages.BAD_ADDRESS),
+        (_status(408), pages.TOO_SLOW),
+        (_status(413), pages.TOO_LARGE),
     )
     return {"mappers": [mapper for when, page in cases for mapper in _mappers(when, page, notebooks_url)]}
 
@@ -165,7 +179,14 @@ def _access_log() -> list[dict[str, Any]]:
     return [{"name": "access", "typed_config": config}]
 
 
+def _hold_body(name: str, limit_mb: int) -> dict[str, Any]:
+    """A filter that lets a request pass once its body is complete, and answers 413 to one that is too large."""
+    limit = {"@type": _BUFFER, "max_request_bytes": limit_mb * 1024 * 1024}
+    return {"name": name, "typed_config": limit, "disabled": True}
+
+
 def _connection_manager(settings: Settings) -> dict[str, Any]:
+    router = {"name": "router", "typed_config": {"@type": _ROUTER, "suppress_envoy_headers": True}}
     return {
         "@type": _HCM,
         "stat_prefix": STAT_PREFIX,
@@ -174,7 +195,11 @@ def _connection_manager(settings: Settings) -> dict[str, Any]:
             "route_config_name": ROUTE_CONFIG,
             "config_source": _file_source(ROUTES_FILE, ROUTES_FOLDER),
         },
-        "http_filters": [{"name": "router", "typed_config": {"@type": _ROUTER, "suppress_envoy_headers": True}}],
+        "http_filters": [
+            _hold_body(FILTER_BODY, settings.hub_body_limit_mb),
+            _hold_body(FILTER_API_BODY, settings.hub_api_body_limit_mb),
+            router,
+        ],
         # No client is "internal", so its x-envoy-* headers (retries, timeouts) are dropped. An empty list would
         # mean the private networks, so name an address that no connection can come from.
         "use_remote_address": True,
@@ -189,7 +214,7 @@ def _connection_manager(settings: Settings) -> dict[str, Any]:
         "merge_slashes": False,
         "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
         "server_header_transformation": "PASS_THROUGH",
-        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        "upgrade_configs": [{"upgrade_type": "websocket", "filters": [router]}],
         "http2_protocol_options": {
             "allow_connect": True,
             "max_concurrent_streams": 256,

@@ -80,6 +80,15 @@ class EnvoyProxy(Proxy):
         30.0, min=1.0, help="Seconds a client may take to send the headers of a request."
     ).tag(config=True)
     max_header_kb = Integer(64, min=8, max=8192, help="Largest block of request headers, in KiB.").tag(config=True)
+    hub_body_limit_mb = Integer(
+        1, min=1, max=1024, help="Largest body of a request to the hub's pages (forms), in MiB. Users' servers have none."
+    ).tag(config=True)
+    hub_api_body_limit_mb = Integer(
+        40,
+        min=1,
+        max=1024,
+        help="Largest body of a request to the hub's API, in MiB. Envoy keeps it in memory until it is complete.",
+    ).tag(config=True)
     max_connections = Integer(
         20_000, min=1, help="Client connections at one time; more are refused, to protect the others."
     ).tag(config=True)
@@ -305,6 +314,8 @@ class EnvoyProxy(Proxy):
             upstream_idle_timeout=self.upstream_idle_timeout,
             request_headers_timeout=self.request_headers_timeout,
             max_header_kb=self.max_header_kb,
+            hub_body_limit_mb=self.hub_body_limit_mb,
+            hub_api_body_limit_mb=self.hub_api_body_limit_mb,
             max_connections=self.max_connections,
             trusted_hops=self.trusted_hops,
             access_log=self.access_log,

@@ -66,4 +66,11 @@ SERVER_NOT_RUNNING = Page(
     button="Go to Notebooks",
 )
 BAD_ADDRESS = Page("bad_address", "This address is not valid", "Check the link you followed.", button="Go to Notebooks")
+TOO_LARGE = Page(
+    "too_large",
+    "This is too large",
+    "What you sent is larger than the hub accepts. Send less, or ask an administrator to raise the limit.",
+    button="Go to Notebooks",
+)
+TOO_SLOW = Page("too_slow", "This took too long", "The request did not arrive completely. Send it again.")
 OVERLOADED = Page("overloaded", "The hub is very busy", "This page tries again by itself in a few seconds.", reload=5)

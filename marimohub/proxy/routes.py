@@ -9,6 +9,9 @@ Everything here is a pure function of its arguments. The rules, and why:
 - `%2F` is no separator: `/user/bob/..%2Falice/` is a strangely named page of bob's. Slashes are not merged.
 - A route matches whole segments, and the longest wins. What matches nothing goes to the hub, which asks who it is.
 - One character can be written raw or percent-encoded, so one route is entered under each way to write its name.
+- The hub is one process for everybody, so a request comes to it when its body is complete and not before: a client
+  that sends slowly holds a connection of Envoy's and none of the hub's. Users' servers and services get bodies as
+  they come, of any size.
 """
 
 from __future__ import annotations
@@ -29,6 +32,10 @@ ROUTE_CONFIG = "routes"
 HEADER_TARGET = "x-envoy-original-dst-host"
 HEADER_SERVER_NAME = "x-marimohub-upstream-name"
 HEADER_KIND = "x-marimohub-route"
+# Filters of bootstrap.py that hold a request until its body is complete; off unless a route names them.
+FILTER_BODY = "hub-body"
+FILTER_API_BODY = "hub-api-body"
+HUB_IDLE_SECONDS = 120  # an opening server's event stream says something far more often
 
 # Set by proxies in front of us, or by an attacker. Tornado believes the first two over X-Forwarded-*.
 UNTRUSTED_HEADERS = ("x-real-ip", "x-scheme", "forwarded", "x-forwarded-port", "x-forwarded-prefix")
@@ -42,6 +49,9 @@ _RAW_OR_ENCODED = frozenset(b"~!$&'()*+,;=:@[]|^")
 _ENCODERS = (b"", b"~", b"@~", b"!'()*~", b"!'()*~;,:@&=+$", bytes(_RAW_OR_ENCODED))
 _MAX_FREE = 4
 _TYPE_ROUTE = "envoy.config.route.v3.Route"
+_TYPE_ROUTES = "envoy.config.route.v3.RouteList"
+_TYPE_FILTER = "envoy.config.route.v3.FilterConfig"
+_CHUNKED = "transfer-encoding"
 _TYPE_RESPONSE = "envoy.service.discovery.v3.DiscoveryResponse"
 _TYPE_TABLE = "envoy.config.route.v3.RouteConfiguration"
 _OVERWRITE = 2  # OVERWRITE_IF_EXISTS_OR_ADD
@@ -162,9 +172,41 @@ def render_route(route: Route) -> bytes:
         "route": action,
         "request_headers_to_add": headers,
     }
-    value = encode("OnMatch", {"action": {"name": "route", "typed_config": config}})
     _, path = split_routespec(route.routespec)
-    return b"".join(encode("MatchMap", {"map": {"key": key, "value": value}}) for key in spellings(path))
+    entries = []
+    for key in spellings(path):
+        chosen = _hub_routes(config, key) if route.is_hub else config
+        value = encode("OnMatch", {"action": {"name": "route", "typed_config": chosen}})
+        entries.append(encode("MatchMap", {"map": {"key": key, "value": value}}))
+    return b"".join(entries)
+
+
+def _hub_routes(config: dict[str, Any], path: str) -> dict[str, Any]:
+    """The hub's route in the forms that the kinds of its requests need; the first that matches is taken."""
+    # A WebSocket cannot be held back, so only a handshake proper counts as one: it has no body.
+    handshake = [
+        {"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}},
+        {"name": ":method", "string_match": {"exact": "GET"}},
+        *({"name": name, "present_match": True, "invert_match": True} for name in ("content-length", _CHUNKED)),
+    ]
+    socket = {**config, "match": {"prefix": "/", "headers": handshake}}
+    held = {
+        **config["route"],
+        "idle_timeout": {"seconds": HUB_IDLE_SECONDS},
+        "upgrade_configs": {"upgrade_type": "websocket", "enabled": {}},  # false
+    }
+    limits = ((f"{path}hub/api/", FILTER_API_BODY), (f"{path}api/", FILTER_API_BODY), ("/", FILTER_BODY))
+    by_limit = [
+        {
+            **config,
+            "match": {"prefix": prefix},
+            "route": held,
+            "typed_per_filter_config": {"key": name, "value": {"@type": _TYPE_FILTER, "config": b""}},
+        }
+        for prefix, name in limits
+    ]
+    routes = [{k: v for k, v in entry.items() if k != "@type"} for entry in (socket, *by_limit)]
+    return {"@type": _TYPE_ROUTES, "routes": routes}
 
 
 _PATH_INPUT = {
