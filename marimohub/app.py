@@ -20,7 +20,7 @@ from marimohub.auth import first_run, roles
 from marimohub.auth.accounts import AccountAuthenticator
 from marimohub.commands import Init, NewToken, UpgradeDB
 from marimohub.database import Database, DatabaseNewer, DatabaseOutdated, sqlite_pragmas
-from marimohub.handlers import HubServices, routes
+from marimohub.handlers import HubServices, overrides, routes
 from marimohub.handlers.events import Broadcaster
 from marimohub.notebooks import NotebookStore
 from marimohub.permissions import ago
@@ -247,7 +247,7 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         """Our pages and API before JupyterHub's, whose list ends in catch-alls."""
         super().init_handlers()
         accounts = isinstance(self.authenticator, AccountAuthenticator)
-        ours = self.add_url_prefix(self.hub_prefix, routes(_HERE / "static", accounts=accounts))
+        ours = self.add_url_prefix(self.hub_prefix, [*routes(_HERE / "static", accounts=accounts), *overrides()])
         bare = self.add_url_prefix(self.base_url, routes(None, accounts=False))
         self.handlers = [*ours, *bare, *self.handlers]
 

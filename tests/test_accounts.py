@@ -30,51 +30,66 @@ def test_set_up_link_works_once_for_an_hour_and_a_new_one_ends_the_old(database:
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    hub = Hub(tmp_path_factory.mktemp("accounts"), "c.Authenticator.admin_users = {'chief'}")
+def new_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub that nobody has set up yet."""
+    hub = Hub(tmp_path_factory.mktemp("new"), "c.Authenticator.admin_users = {'chief'}")
     hub.start()
     yield hub
     hub.stop()
 
 
-def test_before_set_up_nobody_can_sign_up_and_no_name_makes_an_administrator(hub: Hub) -> None:
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub with the administrator ann, the editor bob, and the viewer carol."""
+    hub = Hub(tmp_path_factory.mktemp("accounts"))
+    hub.start()
+    ann = Person(hub, "ann").set_up()
+    for name, role in (("bob", "editor"), ("carol", "viewer")):
+        Person(hub, name).sign_up()
+        ann.approve(name, role)
+        Person(hub, name).sign_in()
+    yield hub
+    hub.stop()
+
+
+def test_before_set_up_nobody_can_sign_up_and_no_name_makes_an_administrator(new_hub: Hub) -> None:
     for name in ("chief", "admin", "mallory"):
-        person = Person(hub, name)
-        answer = person.session.post(f"{hub.url}/hub/signup", data=person._form(), timeout=10)
+        person = Person(new_hub, name)
+        answer = person.session.post(f"{new_hub.url}/hub/signup", data=person._form(), timeout=10)
         assert answer.status_code == 403
         person.page("/hub/login")
         assert person.sign_in().status_code == 403
 
 
-def test_wrong_or_missing_set_up_token_shows_no_form(hub: Hub) -> None:
+def test_wrong_or_missing_set_up_token_shows_no_form(new_hub: Hub) -> None:
     for path in ("/hub/setup", "/hub/setup?token=wrong"):
-        answer = requests.get(hub.url + path, timeout=10)
+        answer = requests.get(new_hub.url + path, timeout=10)
         assert answer.status_code == 403
         assert 'name="password"' not in answer.text
 
 
-def test_whole_way_from_the_link_to_an_approved_colleague(hub: Hub) -> None:
-    first_link = hub.setup_link()
-    hub.kill()
-    hub.start()
+def test_whole_way_from_the_link_to_an_approved_colleague(new_hub: Hub) -> None:
+    first_link = new_hub.setup_link()
+    new_hub.kill()
+    new_hub.start()
     deadline = time.monotonic() + 10
-    while hub.setup_link() == first_link and time.monotonic() < deadline:
+    while new_hub.setup_link() == first_link and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert hub.setup_link() != first_link
+    assert new_hub.setup_link() != first_link
     assert requests.get(first_link, timeout=10).status_code == 403
 
-    bad = Person(hub, "ann", "short")
-    path = hub.setup_link()[len(hub.url) :]
+    bad = Person(new_hub, "ann", "short")
+    path = new_hub.setup_link()[len(new_hub.url) :]
     refused = bad.submit(path, token=path.partition("=")[2], **bad._form())
     assert refused.status_code == 400
     assert "at least 10 characters" in refused.text
-    ann = Person(hub, "ann").set_up()
-    assert requests.get(hub.setup_link(), timeout=10).status_code == 403
+    ann = Person(new_hub, "ann").set_up()
+    assert requests.get(new_hub.setup_link(), timeout=10).status_code == 403
 
     # an administrator by configuration cannot be claimed by whoever registers the name
-    assert Person(hub, "chief").sign_up().status_code == 400
+    assert Person(new_hub, "chief").sign_up().status_code == 400
 
-    bob = Person(hub, "bob")
+    bob = Person(new_hub, "bob")
     assert bob.sign_up().status_code == 200
     waiting = bob.sign_in()
     assert waiting.status_code == 403
@@ -87,10 +102,10 @@ def test_whole_way_from_the_link_to_an_approved_colleague(hub: Hub) -> None:
     assert bob.api("GET", "/notebooks").json()["role"] == "editor"
     # and nobody but an administrator approves
     assert bob.page("/hub/accounts").status_code == 403
-    carol = Person(hub, "carol")
+    carol = Person(new_hub, "carol")
     carol.sign_up()
     refused = bob.session.post(
-        f"{hub.url}/hub/accounts/carol", data={"action": "approve", "role": "admin", "_xsrf": bob.xsrf}, timeout=10
+        f"{new_hub.url}/hub/accounts/carol", data={"action": "approve", "role": "admin", "_xsrf": bob.xsrf}, timeout=10
     )
     assert refused.status_code == 403
     assert carol.sign_in().status_code == 403

@@ -9,7 +9,7 @@ from marimohub.handlers import accounts as account_pages
 from marimohub.handlers import drafts, events, notebooks, openapi, pages, people, versions
 from marimohub.opening import HubServices
 
-__all__ = ["HubServices", "routes"]
+__all__ = ["HubServices", "overrides", "routes"]
 
 
 def routes(static: Path | None, *, accounts: bool) -> list[tuple[Any, ...]]:
@@ -25,9 +25,13 @@ def routes(static: Path | None, *, accounts: bool) -> list[tuple[Any, ...]]:
         found += [
             (r"/marimohub-static/(.+)", pages.StaticHandler, {"path": str(static)}),
             *pages.handlers,
-            *people.handlers,
             *events.handlers,
         ]
         if accounts:
             found += account_pages.handlers
     return [*found, *openapi.handlers(pages=static is not None)]
+
+
+def overrides() -> list[tuple[Any, ...]]:
+    """JupyterHub's own calls that mean more here, relative to the hub's prefix."""
+    return [*people.handlers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -68,10 +69,12 @@ class Admin:
             os.close(folder)
 
     async def is_live(self, *, timeout: float | None = None) -> bool:
-        """Whether Envoy is initialised and not draining."""
+        """Whether Envoy is initialised and not draining. Raises OSError if we have no descriptor left to ask with."""
         try:
             status, body = await self.get("/ready", timeout=timeout)
-        except AdminUnavailable:
+        except AdminUnavailable as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE):
+                raise error.__cause__ from None  # That says nothing about Envoy, which must not be ended for it.
             return False
         return status == 200 and body.strip() == "LIVE"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import time
@@ -260,8 +259,8 @@ class EnvoyProxy(Proxy):
         process = self._process
         assert process is not None
         number = await self._open()[1].write()
-        process.start()
         try:
+            process.start()
             async with asyncio.timeout(self.start_timeout):
                 while not await self._admin.is_live(timeout=1.0):
                     if not process.alive():
@@ -271,19 +270,17 @@ class EnvoyProxy(Proxy):
                         raise ProxyStartFailed(f"Envoy ended at once. Its last words:\n{words}")
                     await asyncio.sleep(0.005)
                 await self._open()[1].confirm(number)
-        except TimeoutError:
+        except BaseException as error:  # Also when the start is cancelled: nobody else knows this Envoy.
             await process.stop(self.stop_timeout)
-            raise ProxyStartFailed(f"Envoy was not ready after {self.start_timeout:g} seconds.") from None
-        except ProxyError:
-            await process.stop(self.stop_timeout)
+            if isinstance(error, TimeoutError):
+                raise ProxyStartFailed(f"Envoy was not ready after {self.start_timeout:g} seconds.") from None
             raise
 
     async def stop(self) -> None:
         """End Envoy and every connection through it. The routes stay stored."""
         if self._supervision is not None:
             self._supervision.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervision
+            await asyncio.wait([self._supervision])
             self._supervision = None
         if self._loaded is not None:
             self._loaded[1].cancel()

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -111,6 +112,8 @@ class EnvoyProcess:
         )
         self.identity: Identity | None = None
         self._child: subprocess.Popen[bytes] | None = None
+        # Opened early and kept: a hub that has run out of descriptors must still be able to watch and end Envoy.
+        self._pidfd: int | None = None
 
     def find(self) -> Identity | None:
         """The Envoy that an earlier hub left running in this folder, whatever its configuration."""
@@ -128,23 +131,35 @@ class EnvoyProcess:
     def adopt(self, identity: Identity) -> None:
         """Take over an Envoy that `find` gave."""
         self.identity = identity
+        self._open_pidfd(identity.pid)
+        if not identity.alive():  # It ended, and the descriptor may name another process of this number.
+            self._forget()
 
     def start(self) -> None:
-        """Start Envoy; it is not ready yet. Raises PortInUse, CannotListen, ProxyStartFailed."""
+        """Start Envoy; it is not ready yet. Raises PortInUse, CannotListen, ProxyStartFailed, OSError.
+
+        After an error `stop` ends what was started so far.
+        """
+        self._forget()  # the one before, which ended
         check_listenable(self.settings)
         document = json.dumps(bootstrap.render(self.settings), indent=1)
         write_atomically(self.folder / BOOTSTRAP_FILE, document, durable=False)
         # Not in threads: cancelled or killed in between, the hub would leave an Envoy that nobody knows. A few ms.
         try:
-            self._child = self._spawn()
+            child = self._child = self._spawn()
         except OSError as error:
             raise ProxyStartFailed(f"Envoy could not be started: {error}.") from error
-        self.identity = Identity(self._child.pid, start_time(self._child.pid), self.fingerprint)
+        self.identity = Identity(child.pid, start_time(child.pid), self.fingerprint)
+        self._open_pidfd(child.pid)
         write_atomically(self.folder / STATE_FILE, json.dumps(asdict(self.identity)), durable=True)
+        if hasattr(resource, "prlimit"):  # Two descriptors per WebSocket; the usual soft limit is 1,024.
+            with contextlib.suppress(ProcessLookupError):
+                _, most = resource.prlimit(child.pid, resource.RLIMIT_NOFILE)
+                resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (most, most))
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         with self._open_log() as log:
-            child = subprocess.Popen(
+            return subprocess.Popen(
                 self._arguments,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -153,11 +168,16 @@ class EnvoyProcess:
                 start_new_session=True,
                 umask=0o077,
             )
-        if hasattr(resource, "prlimit"):  # Two descriptors per WebSocket; the usual soft limit is 1,024.
-            with contextlib.suppress(ProcessLookupError):
-                _, most = resource.prlimit(child.pid, resource.RLIMIT_NOFILE)
-                resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (most, most))
-        return child
+
+    def _open_pidfd(self, pid: int) -> None:
+        if not hasattr(os, "pidfd_open"):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except OSError as error:
+                if error.errno != errno.ENOSYS:  # Linux before 5.3, and some sandboxes
+                    raise
 
     def _open_log(self) -> IO[bytes]:
         self.trim_log()
@@ -173,9 +193,16 @@ class EnvoyProcess:
 
     def alive(self) -> bool:
         """Whether the process runs; reaps it if it was our child and ended."""
-        if self._child is not None and self._child.poll() is not None:
-            return False
-        return self.identity is not None and self.identity.alive()
+        if self._child is not None:
+            return self._child.poll() is None
+        if self._pidfd is not None:
+            ended = select.poll()
+            ended.register(self._pidfd, select.POLLIN)
+            return not ended.poll(0)
+        try:
+            return self.identity is not None and self.identity.alive()
+        except OSError:  # It cannot be seen now (no descriptor left); what ran a moment ago counts as running.
+            return True
 
     def last_words(self, lines: int = 5) -> str:
         """The end of Envoy's log, for an error message."""
@@ -195,36 +222,43 @@ class EnvoyProcess:
         return True
 
     async def _wait_exit_event(self, seconds: float) -> None:
-        assert self.identity is not None
-        if not hasattr(os, "pidfd_open"):
+        if self._pidfd is None:
             await asyncio.sleep(min(seconds, 0.1))
-            return
-        try:
-            descriptor = os.pidfd_open(self.identity.pid)
-        except ProcessLookupError:
             return
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        loop.add_reader(descriptor, ended.set)
+        loop.add_reader(self._pidfd, ended.set)
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), seconds)
         finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
+            loop.remove_reader(self._pidfd)
 
     async def stop(self, grace: float) -> None:
         """End Envoy: SIGTERM, and SIGKILL after `grace` seconds. Nothing happens if it does not run."""
         for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
             if not self.alive():
                 break
-            assert self.identity is not None
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.identity.pid, number)
+            self._signal(number)
             if await self.wait_ended(seconds):
                 break
         else:
             raise ProxyStartFailed("Envoy could not be ended, not even by SIGKILL.")
+        self._forget()
+        (self.folder / STATE_FILE).unlink(missing_ok=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._child is not None:
+                self._child.send_signal(number)
+            elif self._pidfd is not None:
+                signal.pidfd_send_signal(self._pidfd, number)
+            elif self.identity is not None:
+                os.kill(self.identity.pid, number)
+
+    def _forget(self) -> None:
         self.identity = None
         self._child = None
-        (self.folder / STATE_FILE).unlink(missing_ok=True)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None

@@ -56,6 +56,9 @@ class Supervisor:
         self._grace = grace
         self._log_offset = self._log_size()
         self.restarts = 0
+        self._missed = 0
+        self._delay = _FIRST_DELAY
+        self._started = asyncio.get_running_loop().time()
 
     def _log_size(self) -> int:
         with contextlib.suppress(FileNotFoundError):
@@ -63,39 +66,40 @@ class Supervisor:
         return 0
 
     async def run(self) -> None:
-        """Until cancelled."""
-        missed = 0
-        delay = _FIRST_DELAY
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        """Until cancelled, whatever happens: without it nobody starts Envoy again."""
         while True:
-            ended = await self._process.wait_ended(self._interval)
-            await asyncio.to_thread(self.relay_log)
-            if not ended:
-                missed = 0 if await self._admin.is_live() else missed + 1
-                if missed < _MISSED_CHECKS:
-                    await self._quietly(self._each_check)
-                    continue
-                self._log.error("Envoy has not answered %i health checks: ending it", missed)
-                if not await self._quietly(lambda: self._process.stop(self._grace)):
-                    continue
-            steady = loop.time() - started > _STEADY_SECONDS
-            delay = _FIRST_DELAY if steady else min(delay * 2, _LONGEST_DELAY)
-            self._log.warning("Envoy (the proxy) ended unexpectedly: starting it again")
-            while not await self._quietly(self._start):
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _LONGEST_DELAY)
-            self.restarts += 1
-            missed = 0
-            started = loop.time()
-            if not steady:  # It died young: do not spin if it goes on doing so.
-                await asyncio.sleep(delay / 2)
+            if not await self._quietly(self._watch):
+                await asyncio.sleep(self._interval)
+
+    async def _watch(self) -> None:
+        """One look at Envoy, and a new start if it is gone. Raises OSError if there are no descriptors to look with."""
+        ended = await self._process.wait_ended(self._interval)
+        await asyncio.to_thread(self.relay_log)
+        if not ended:
+            self._missed = 0 if await self._admin.is_live() else self._missed + 1
+            if self._missed < _MISSED_CHECKS:
+                await self._each_check()
+                return
+            self._log.error("Envoy has not answered %i health checks: ending it", self._missed)
+            await self._process.stop(self._grace)
+        loop = asyncio.get_running_loop()
+        steady = loop.time() - self._started > _STEADY_SECONDS
+        self._delay = _FIRST_DELAY if steady else min(self._delay * 2, _LONGEST_DELAY)
+        self._log.warning("Envoy (the proxy) ended unexpectedly: starting it again")
+        while not await self._quietly(self._start):
+            await asyncio.sleep(self._delay)
+            self._delay = min(self._delay * 2, _LONGEST_DELAY)
+        self.restarts += 1
+        self._missed = 0
+        self._started = loop.time()
+        if not steady:  # It died young: do not spin if it goes on doing so.
+            await asyncio.sleep(self._delay / 2)
 
     async def _quietly(self, action: Callable[[], Awaitable[None]]) -> bool:
         """Whether the action worked; the supervisor itself must survive whatever happens."""
         try:
             await action()
-        except ProxyError as error:
+        except (ProxyError, OSError) as error:
             self._log.error("Proxy: %s", error)
             return False
         except Exception:

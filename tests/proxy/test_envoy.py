@@ -106,7 +106,7 @@ async def test_websocket_and_large_bodies_and_streams_pass(hubs: Hubs, upstream:
 
     port = int(proxy.public_url.rsplit(":", 1)[1].strip("/"))
     size = 40_000_000
-    for path in ("/user/alice/x", "/hub/x"):
+    for path in ("/user/alice/x", "/hub/api/x"):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n".encode())
         writer.write(bytes(size))
