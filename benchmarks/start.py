@@ -11,6 +11,7 @@ status is 1.
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import subprocess
@@ -105,8 +106,6 @@ def server_pid(hub: Hub) -> int:
 
 def proxy_pid(hub: Hub) -> int:
     """The Envoy of this hub."""
-    import json
-
     return int(json.loads((hub.data / "proxy" / "envoy.json").read_text())["pid"])
 
 
@@ -148,9 +147,9 @@ def open_once(context: Any, page: Any) -> tuple[float, float, Any]:
     served: list[float] = []
 
     def on_response(response: Any) -> None:
-        if response.status == 200 and f"file={NOTEBOOK}.py" in response.url and "/user/" in response.url:
-            if response.request.is_navigation_request():
-                served.append(time.monotonic())
+        page_of_notebook = "/user/" in response.url and f"file={NOTEBOOK}.py" in response.url
+        if page_of_notebook and response.status == 200 and response.request.is_navigation_request():
+            served.append(time.monotonic())
 
     context.on("response", on_response)
     button = page.locator(f"tr[data-name={NOTEBOOK}] button.btn[data-action=open]")

@@ -41,6 +41,9 @@ _FILE_LOG = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAcc
 _MAX_DOWNSTREAM = (
     "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
 )
+_HEAP = "envoy.resource_monitors.fixed_heap"
+_SCALE_TIMERS = "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig"
+_FIXED_HEAP = "type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig"
 _UNLIMITED = 4_294_967_295
 
 
@@ -57,6 +60,7 @@ class Settings:
         request_headers_timeout: seconds a client may take to send its request headers.
         max_header_kb: largest request header block, KiB.
         hub_body_limit_mb, hub_api_body_limit_mb: largest request body for the hub's pages and for its API, MiB.
+        max_memory_mb: size of Envoy's heap, MiB, near which slow request bodies for the hub are ended sooner.
         max_connections: client connections at one time.
         trusted_hops: proxies in front of Envoy whose X-Forwarded-For entries are believed.
         upstream_ca: file of certificate authorities for https targets; "" does not verify them.
@@ -75,6 +79,7 @@ class Settings:
     max_header_kb: int = 64
     hub_body_limit_mb: int = 1
     hub_api_body_limit_mb: int = 40
+    max_memory_mb: int = 1024
     max_connections: int = 20_000
     trusted_hops: int = 0
     upstream_ca: str = ""
@@ -299,14 +304,40 @@ def _cluster(name: str, settings: Settings) -> dict[str, Any]:
     return cluster
 
 
+def _overload_manager(settings: Settings) -> dict[str, Any]:
+    connections = {"@type": _MAX_DOWNSTREAM, "max_active_downstream_connections": settings.max_connections}
+    heap = {"@type": _FIXED_HEAP, "max_heap_size_bytes": settings.max_memory_mb * 1024 * 1024}
+    # Bodies on their way to the hub are what fills the heap. Only the hub's routes have an idle timeout.
+    sooner = {
+        "@type": _SCALE_TIMERS,
+        "timer_scale_factors": [{"timer": "HTTP_DOWNSTREAM_STREAM_IDLE", "min_timeout": "10s"}],
+    }
+    return {
+        "resource_monitors": [
+            {"name": "envoy.resource_monitors.global_downstream_max_connections", "typed_config": connections},
+            {"name": _HEAP, "typed_config": heap},
+        ],
+        "actions": [
+            {
+                "name": "envoy.overload_actions.reduce_timeouts",
+                "triggers": [{"name": _HEAP, "scaled": {"scaling_threshold": 0.5, "saturation_threshold": 1.0}}],
+                "typed_config": sooner,
+            },
+            # Memory that is free but was not given back counts as used.
+            {
+                "name": "envoy.overload_actions.shrink_heap",
+                "triggers": [{"name": _HEAP, "threshold": {"value": 0.5}}],
+            },
+        ],
+    }
+
+
 def render(settings: Settings) -> dict[str, Any]:
     """Envoy's bootstrap document."""
-    limit = {"@type": _MAX_DOWNSTREAM, "max_active_downstream_connections": settings.max_connections}
-    monitor = {"name": "envoy.resource_monitors.global_downstream_max_connections", "typed_config": limit}
     return {
         "node": {"id": "marimohub", "cluster": "marimohub"},
         "admin": {"address": {"pipe": {"path": ADMIN_SOCKET, "mode": 0o600}}},
-        "overload_manager": {"resource_monitors": [monitor]},
+        "overload_manager": _overload_manager(settings),
         "static_resources": {
             "listeners": [_listener(settings)],
             "clusters": [_cluster(CLUSTER, settings), _cluster(CLUSTER_TLS, settings)],

@@ -80,13 +80,24 @@ class EnvoyProxy(Proxy):
     ).tag(config=True)
     max_header_kb = Integer(64, min=8, max=8192, help="Largest block of request headers, in KiB.").tag(config=True)
     hub_body_limit_mb = Integer(
-        1, min=1, max=1024, help="Largest body of a request to the hub's pages (forms), in MiB. Users' servers have none."
+        1,
+        min=1,
+        max=1024,
+        help="Largest body of a request to the hub's pages (forms), in MiB. Users' servers have no limit.",
     ).tag(config=True)
     hub_api_body_limit_mb = Integer(
         40,
         min=1,
         max=1024,
         help="Largest body of a request to the hub's API, in MiB. Envoy keeps it in memory until it is complete.",
+    ).tag(config=True)
+    max_memory_mb = Integer(
+        1024,
+        min=64,
+        help="""Envoy's memory, in MiB, near which it has less patience with requests to the hub that make no progress.
+
+        At half of it 120 seconds begin to shrink, down to 10 seconds. Nothing else is refused.
+        """,
     ).tag(config=True)
     max_connections = Integer(
         20_000, min=1, help="Client connections at one time; more are refused, to protect the others."
@@ -313,6 +324,7 @@ class EnvoyProxy(Proxy):
             max_header_kb=self.max_header_kb,
             hub_body_limit_mb=self.hub_body_limit_mb,
             hub_api_body_limit_mb=self.hub_api_body_limit_mb,
+            max_memory_mb=self.max_memory_mb,
             max_connections=self.max_connections,
             trusted_hops=self.trusted_hops,
             access_log=self.access_log,

@@ -1,7 +1,9 @@
 """Sign-in with the hub, for the owner of the server and nobody else.
 
-A person comes with a cookie of this server, or with `Authorization: token …`; both stand for a hub token, and the
-hub says whose it is. It must be the server's owner, and the token must carry the access scope of this server.
+A person comes with a cookie of this server. It stands for a hub token that the hub's login gave to this browser, and
+the hub says whose it is. It must be the server's owner, and the token must carry the access scope of this server.
+A token in a header counts for nothing: it proves that somebody may make tokens for the owner, not that they are the
+owner.
 
 Administrators and people with a server-sharing scope are refused too, although JupyterHub would let them in: a
 notebook sees the warehouse as its owner may see it, so a look into another person's server is a look past one's own
@@ -11,6 +13,9 @@ The cookie holds a random session id and nothing else; the hub's token stays in 
 page script or notebook can read it. Sessions end with the process: after a restart the browser is sent through the
 hub once more, which needs no click, and the pages from before are stale anyway (marimo's server token changed).
 
+A login under way is kept by the browser that started it, in a signed cookie: strangers can start as many as they like
+and push out nobody's.
+
 The hub's answers are remembered for FRESH seconds, so a session that the hub revoked ends soon. While the hub does
 not answer at all, tokens it vouched for in the last GRACE seconds stay good, so that a restart of the hub disturbs
 nobody; anyone else is told to wait. An answer is always obeyed.
@@ -19,14 +24,17 @@ nobody; anyone else is told to wait. An answer is always obeyed.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
+import hmac
+import json
 import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from jupyterhub.services.auth import HubOAuth
 from starlette.requests import HTTPConnection
@@ -40,14 +48,20 @@ GRACE = 3600.0  # seconds
 ASK_TIMEOUT = 8.0  # seconds
 PAUSE_WHEN_DOWN = 3.0  # seconds without asking again after the hub did not answer
 LOGIN_TIME = 600.0  # seconds to come back from the hub's login page
-MAX_KEPT = 1000  # sessions, verdicts and pending logins kept, each; the oldest go first
+MAX_KEPT = 1000  # sessions, verdicts and finished logins kept, each; the oldest go first
+MAX_LOGINS = 8  # logins under way in one browser
+MAX_LOGIN_COOKIE = 2500  # bytes; browsers keep 4,096 and requests carry all of them
+
+# How HubOAuth words a 4xx answer of the hub (403 is the second); it gives them all as status 500. A hub that cannot be
+# reached is worded otherwise, one that fails has status 502.
+_REFUSED_BY_HUB = ("Failed to check authorization", "Permission failure checking authorization")
 
 Verdict = Literal["owner", "other", "unknown"]
 V = TypeVar("V")
 
 
 class NotSignedIn(Exception):
-    """No cookie and no token, or one that the hub does not know any more."""
+    """No session, or one that the hub does not know any more."""
 
 
 class NotAllowed(Exception):
@@ -64,27 +78,22 @@ class LoginFailed(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """The owner, and how they showed it. `token` is the hub token to ask about again later."""
+    """The owner. `token` is the hub token to ask about again later."""
 
-    by: Literal["cookie", "header"]
     token: str
 
 
 @dataclass(frozen=True)
 class Started:
-    """A login under way: where to send the browser, and the cookie that ties it to this browser."""
+    """A login under way: where to send the browser, and the cookie in which it keeps the login.
+
+    `stale` are the names of older logins' cookies that this browser should drop.
+    """
 
     url: str
     cookie: str
-    state: str
-
-
-@dataclass
-class _Pending:
-    next_url: str
-    code_verifier: str
-    cookie: str
-    started: float
+    value: str
+    stale: list[str]
 
 
 class Authenticator:
@@ -93,7 +102,8 @@ class Authenticator:
     def __init__(self, oauth: HubOAuth, owner: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._oauth, self._owner, self._clock = oauth, owner, clock
         self._sessions: dict[str, str] = {}
-        self._pending: dict[str, _Pending] = {}
+        self._key = secrets.token_bytes(32)
+        self._finished: dict[str, None] = {}
         # Apart, so that a flood of bad tokens cannot push the owner's out.
         self._good: dict[str, float] = {}
         self._bad: dict[str, tuple[Verdict, float]] = {}
@@ -107,16 +117,12 @@ class Authenticator:
 
     async def identify(self, connection: HTTPConnection) -> Identity:
         """The owner, or NotSignedIn, NotAllowed, HubDown."""
-        match = HubOAuth.auth_header_pat.fullmatch(connection.headers.get("authorization", ""))
-        if match:
-            await self._require_owner(match.group(1))
-            return Identity("header", match.group(1))
         # A page of the same host can set a cookie of this name for our path too, so every one is looked at.
         for value in _cookies(connection, self.cookie):
             token = self._sessions.get(value)
             if token is not None:
                 await self._require_owner(token)
-                return Identity("cookie", token)
+                return Identity(token)
         raise NotSignedIn
 
     async def still_allowed(self, identity: Identity) -> bool:
@@ -129,20 +135,21 @@ class Authenticator:
             return False
         return True
 
-    def start_login(self, next_url: str) -> Started:
+    def start_login(self, connection: HTTPConnection, next_url: str) -> Started:
         """Begin the OAuth flow; afterwards the browser comes back to `next_url`, a path of this server."""
         verifier, challenge, method = self._oauth.generate_pkce_code_challenge()
         state = secrets.token_urlsafe(24)
-        # A name of its own for each login, so that two tabs signing in at once do not disturb each other.
-        cookie = f"{self.cookie}-oauth-{secrets.token_hex(4)}"
-        now = self._clock()
-        self._pending = {k: p for k, p in self._pending.items() if now - p.started < LOGIN_TIME}
-        _put(self._pending, state, _Pending(next_url, verifier, cookie, now))
+        login = {"state": state, "verifier": verifier, "next": next_url, "started": self._clock()}
+        value = self._sealed(login)
+        if len(value) > MAX_LOGIN_COOKIE:
+            value = self._sealed({**login, "next": self._oauth.base_url})
         url = url_concat(
             self._oauth.login_url,
             {"state": state, "code_challenge": challenge, "code_challenge_method": method},
         )
-        return Started(url, cookie, state)
+        # Browsers send older cookies first (RFC 6265, 5.4).
+        stale = [name for name in _cookie_names(connection) if name.startswith(self._login_cookie(""))]
+        return Started(url, self._login_cookie(state), value, stale[: -MAX_LOGINS + 1])
 
     async def finish_login(self, connection: HTTPConnection) -> tuple[str, str, str]:
         """Handle the hub's callback. Returns (session id, url to go to, login cookie to clear).
@@ -153,18 +160,28 @@ class Authenticator:
         if query.get("error"):
             raise LoginFailed(f"The hub did not sign you in: {query.get('error_description', query['error'])}.")
         state, code = query.get("state", ""), query.get("code", "")
-        pending = self._pending.get(state)
-        if pending is None or not code or self._clock() - pending.started > LOGIN_TIME:
+        cookie = self._login_cookie(state)
+        found = [login for value in _cookies(connection, cookie) if (login := self._unsealed(value))]
+        login = next((login for login in found if login["state"] == state), None)
+        if login is None:
+            raise LoginFailed(
+                "This sign-in was used already, was started in another browser or before the server was started "
+                "again, or cookies are blocked."
+            )
+        if not code or state in self._finished or self._clock() - login["started"] > LOGIN_TIME:
             raise LoginFailed("This sign-in took too long or was used already.")
-        if state not in _cookies(connection, pending.cookie):
-            raise LoginFailed("This sign-in was started in another browser, or cookies are blocked.")
-        del self._pending[state]
         try:
             async with asyncio.timeout(ASK_TIMEOUT):
-                token = await self._oauth.token_for_code(code, code_verifier=pending.code_verifier, sync=False)
-        except (HTTPError, TimeoutError) as error:
+                token = await self._oauth.token_for_code(code, code_verifier=login["verifier"], sync=False)
+        except HTTPError as error:
             log.warning("login: the hub gave no token: %s", error)
+            if _is_refused_code(error):
+                raise LoginFailed("The hub did not accept this sign-in. It is only good once.") from error
             raise HubDown from error
+        except TimeoutError as error:
+            log.warning("login: the hub did not answer in time")
+            raise HubDown from error
+        _put(self._finished, state, None)
         try:
             await self._require_owner(token)
         except NotSignedIn as error:
@@ -172,7 +189,25 @@ class Authenticator:
         session = secrets.token_urlsafe(32)
         _put(self._sessions, session, token)
         log.info("signed in: %s", self._owner)
-        return session, pending.next_url, pending.cookie
+        return session, login["next"], cookie
+
+    def _login_cookie(self, state: str) -> str:
+        """A name of its own for each login, so that two tabs signing in at once do not disturb each other."""
+        return f"{self.cookie}-oauth-{state[:8]}"
+
+    def _sealed(self, login: dict[str, Any]) -> str:
+        body = base64.urlsafe_b64encode(json.dumps(login).encode()).decode().rstrip("=")
+        return f"{body}.{self._signature(body)}"
+
+    def _unsealed(self, value: str) -> dict[str, Any] | None:
+        body, _, signature = value.partition(".")
+        if not hmac.compare_digest(signature.encode(), self._signature(body).encode()):
+            return None
+        login: dict[str, Any] = json.loads(base64.urlsafe_b64decode(f"{body}=="))
+        return login
+
+    def _signature(self, body: str) -> str:
+        return hmac.new(self._key, body.encode(), hashlib.sha256).hexdigest()
 
     async def _require_owner(self, token: str) -> None:
         verdict = await self._verdict(token)
@@ -233,19 +268,32 @@ class Authenticator:
         return "owner"
 
 
-def _cookies(connection: HTTPConnection, name: str) -> Iterable[str]:
-    """Every value sent for one cookie name."""
+def _is_refused_code(error: HTTPError) -> bool:
+    return error.status_code == 500 and (error.log_message or "").startswith(_REFUSED_BY_HUB)
+
+
+def _cookie_pairs(connection: HTTPConnection) -> Iterable[tuple[str, str]]:
     for header in connection.headers.getlist("cookie"):
         for chunk in header.split(";"):
-            key, _, value = chunk.strip().partition("=")
-            if key != name:
-                continue
-            try:
-                parsed = SimpleCookie(f"x={value}")
-            except CookieError:
-                continue
-            if "x" in parsed:
-                yield parsed["x"].value
+            name, _, value = chunk.strip().partition("=")
+            yield name, value
+
+
+def _cookie_names(connection: HTTPConnection) -> Iterable[str]:
+    return (name for name, _ in _cookie_pairs(connection))
+
+
+def _cookies(connection: HTTPConnection, name: str) -> Iterable[str]:
+    """Every value sent for one cookie name."""
+    for key, value in _cookie_pairs(connection):
+        if key != name:
+            continue
+        try:
+            parsed = SimpleCookie(f"x={value}")
+        except CookieError:
+            continue
+        if "x" in parsed:
+            yield parsed["x"].value
 
 
 def _put(kept: dict[str, V], key: str, value: V) -> None:

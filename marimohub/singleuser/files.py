@@ -7,11 +7,14 @@ content and never a part of it. The methods block: call them in a thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import secrets
+import stat
 import tempfile
 import threading
 import time
@@ -42,8 +45,11 @@ class Known:
     drafted: str | None = None
 
 
-class NotUtf8(Exception):
-    """The private copy is not UTF-8 text, so it cannot be a notebook's source."""
+MAX_BYTES = 10 * 1024 * 1024  # of a notebook's file; one that is larger is not read into memory
+
+
+class NotANotebook(Exception):
+    """What is there cannot be a notebook's source. The text says why and ends without a full stop."""
 
 
 class NotebookFolder:
@@ -71,36 +77,45 @@ class NotebookFolder:
         return self.root / f"{name}.py"
 
     def read(self, name: str) -> str | None:
-        """The private copy's text, None if there is none. Raises NotUtf8, OSError."""
+        """The private copy's text, None if there is none. Raises NotANotebook, OSError."""
         try:
-            return self.path(name).read_bytes().decode("utf-8")
+            return _read_regular(self.path(name)).decode("utf-8")
         except FileNotFoundError:
             return None
         except UnicodeDecodeError as error:
-            raise NotUtf8(name) from error
+            raise NotANotebook("it is not UTF-8 text") from error
 
     def write(self, name: str, text: str) -> None:
         _write_durably(self.path(name), text.encode("utf-8"))
 
     def backup(self, name: str) -> Path | None:
-        """Keep the private copy, byte for byte, under `.marimohub/unpublished/`. Returns where."""
+        """Keep the private copy, byte for byte, under `.marimohub/unpublished/`. Returns where.
+
+        What is no file of bearable size (a link, a pipe, a folder) is moved there as it is.
+        """
         try:
-            content = self.path(name).read_bytes()
+            content = _read_regular(self.path(name))
         except FileNotFoundError:
             return None
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-        digest = hashlib.sha256(content).hexdigest()[:8]
+        except NotANotebook:
+            target = self._unpublished(name, secrets.token_hex(4))
+            os.rename(self.path(name), target)
+            return target
         # The digest keeps two backups of one second apart, and one text from being kept twice under one name.
-        target = self._own / "unpublished" / f"{name}-{stamp}-{digest}.py"
-        self._own.mkdir(mode=0o700, exist_ok=True)
-        target.parent.mkdir(mode=0o700, exist_ok=True)
+        target = self._unpublished(name, hashlib.sha256(content).hexdigest()[:8])
         _write_durably(target, content)
         return target
+
+    def _unpublished(self, name: str, distinction: str) -> Path:
+        self._own.mkdir(mode=0o700, exist_ok=True)
+        folder = self._own / "unpublished"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{distinction}.py"
 
     def stamp(self, name: str) -> tuple[int, int, int] | None:
         """A cheap sign of a change: (inode, size, mtime in ns)."""
         try:
-            status = self.path(name).stat()
+            status = self.path(name).lstat()
         except OSError:
             return None
         return status.st_ino, status.st_size, status.st_mtime_ns
@@ -118,14 +133,35 @@ class NotebookFolder:
     def _load(self) -> dict[str, Known]:
         path = self._own / "notebooks.json"
         try:
-            body = json.loads(path.read_bytes())
+            body = json.loads(_read_regular(path))
             return {name: Known(**entry) for name, entry in body["notebooks"].items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (NotANotebook, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             # Without it every private copy counts as unpublished work, so nothing gets lost by starting afresh.
             log.warning("cannot read %s (%s): private copies will be kept as drafts", path, error)
             return {}
+
+
+def _read_regular(path: Path) -> bytes:
+    """A file's content. Code in a notebook can put anything there: no link is followed, no pipe waited for.
+
+    Raises NotANotebook, FileNotFoundError, OSError.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise NotANotebook("it is a link or something else that is no file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise NotANotebook("it is a folder, a pipe or something else that is no file")
+    with open(handle, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise NotANotebook(f"it is larger than {MAX_BYTES // 1024 // 1024} MB")
+    return content
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marimohub.singleuser import browser, fileops
 from marimohub.singleuser.auth import (
+    LOGIN_TIME,
     Authenticator,
     HubDown,
     Identity,
@@ -106,7 +107,7 @@ class Gate:
             if path == "oauth_callback":
                 return await self._finish_login(connection)
             identity = await self.auth.identify(connection)
-            if identity.by == "cookie" and browser.needs_server_token(connection, path):
+            if browser.needs_server_token(connection, path):
                 browser.check_server_token(connection, self.marimo.server_token)
             if path == "":
                 browser.check_page(connection)
@@ -197,8 +198,7 @@ class Gate:
                 raise browser.Refused("No such path.")
             browser.check_site(connection, self.settings.public_url)
             identity = await self.auth.identify(connection)
-            if identity.by == "cookie":
-                browser.check_server_token(connection, self.marimo.server_token)
+            browser.check_server_token(connection, self.marimo.server_token)
             if path in ("ws", "ws_sync"):
                 await self._require_open(connection)
         except (browser.Refused, NotSignedIn, NotAllowed, HubDown, CannotOpen, OSError) as error:
@@ -236,9 +236,11 @@ class Gate:
         scope = connection.scope
         path = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("ascii", "replace")
         query = scope["query_string"].decode("ascii", "replace")
-        started = self.auth.start_login(path + ("?" + query if query else ""))
+        started = self.auth.start_login(connection, path + ("?" + query if query else ""))
         response = RedirectResponse(started.url, status_code=302, headers={"Cache-Control": "no-store"})
-        self._set_cookie(connection, response, started.cookie, started.state, max_age=600)
+        self._set_cookie(connection, response, started.cookie, started.value, max_age=int(LOGIN_TIME))
+        for name in started.stale:
+            response.delete_cookie(name, path=self.settings.prefix)
         return response
 
     async def _finish_login(self, connection: HTTPConnection) -> Response:

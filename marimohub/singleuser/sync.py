@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from marimohub.singleuser.files import UNKNOWN_BASE, Known, NotebookFolder, NotUtf8, text_hash
+from marimohub.singleuser.files import UNKNOWN_BASE, Known, NotANotebook, NotebookFolder, text_hash
 from marimohub.singleuser.hubapi import HubApi, HubRefused, HubUnreachable, NotebookText
 
 log = logging.getLogger("marimohub.singleuser")
@@ -83,7 +83,7 @@ class NotebookSync:
                 await self._pull(notebook)
             except HubUnreachable as error:
                 # A reload while the hub restarts goes on with the private copy: it is published afterwards.
-                if notebook.known.fence is None or self._folder.stamp(name) is None:
+                if notebook.known.fence is None or not await self._has_text(name):
                     log.warning("open %s: hub unreachable: %s", name, error)
                     raise CannotOpen(
                         503,
@@ -170,7 +170,7 @@ class NotebookSync:
         fence = theirs.fence if theirs.fence is not None else notebook.known.fence
         try:
             mine: str | None = await asyncio.to_thread(self._folder.read, name)
-        except NotUtf8:
+        except NotANotebook:
             mine = None
         if mine != theirs.text:
             await asyncio.to_thread(self._folder.write, name, theirs.text)
@@ -187,7 +187,8 @@ class NotebookSync:
         name = notebook.name
         try:
             mine = await asyncio.to_thread(self._folder.read, name)
-        except NotUtf8:
+        except NotANotebook as error:
+            log.warning("%s: the private copy is no notebook: %s", name, error)
             await self._back_up(name)
             return theirs
         if mine is None:
@@ -214,7 +215,7 @@ class NotebookSync:
         """Without the lock: give an unpublished private copy to the hub as a draft, and leave it where it is."""
         try:
             mine = await asyncio.to_thread(self._folder.read, notebook.name)
-        except NotUtf8:
+        except NotANotebook:
             return
         known = notebook.known
         if mine is None or text_hash(mine) in (known.base, known.drafted):
@@ -230,8 +231,10 @@ class NotebookSync:
         stamp = self._folder.stamp(name)
         try:
             mine = await asyncio.to_thread(self._folder.read, name)
-        except NotUtf8:
-            return Saved("refused", "The notebook's file is not UTF-8 text any more, so it was not published.")
+        except NotANotebook as error:
+            log.warning("publish %s: the private copy is no notebook: %s", name, error)
+            notebook.stamp = stamp
+            return Saved("refused", f"The notebook's file cannot be published: {error}.")
         except OSError as error:
             log.error("publish %s: cannot read the private copy: %s", name, error)
             return Saved("refused", f"The notebook's file cannot be read ({error.strerror}), so it was not published.")
@@ -283,6 +286,12 @@ class NotebookSync:
     async def _back_up(self, name: str) -> None:
         kept = await asyncio.to_thread(self._folder.backup, name)
         log.warning("%s: the hub could not take the private copy, kept as %s", name, kept)
+
+    async def _has_text(self, name: str) -> bool:
+        try:
+            return await asyncio.to_thread(self._folder.read, name) is not None
+        except NotANotebook:
+            return False
 
     async def _remember(self, notebook: Notebook, known: Known) -> None:
         notebook.known = known

@@ -55,7 +55,7 @@ def decode(message: str, content: bytes) -> dict[str, Any]:
             elif kind != "bytes":
                 value = decode(kind, value)
         found.setdefault(name, []).append(value)
-    if message == "Any":
+    if message == "Any" and found:  # an empty one stands for "as configured elsewhere"
         return decode(found["type_url"][0].removeprefix(wire.TYPE_PREFIX), found["value"][0])
     return found
 
@@ -93,8 +93,9 @@ def test_an_escaped_slash_never_becomes_a_separator() -> None:
 def test_every_route_overwrites_the_target_header() -> None:
     hub = Route("/", "http://127.0.0.1:2", "127.0.0.1:2", {"hub": True})
     table = rendered(user("alice"), hub)
-    for action in prefix_map(table["virtual_hosts"][0]).values():
-        headers = action["action"][0]["typed_config"][0]["request_headers_to_add"]
+    actions = [entry["action"][0]["typed_config"][0] for entry in prefix_map(table["virtual_hosts"][0]).values()]
+    for action in [route for chosen in actions for route in chosen.get("routes", [chosen])]:
+        headers = action["request_headers_to_add"]
         target = [h for h in headers if h["header"][0]["key"] == [routes.HEADER_TARGET]]
         assert [h["append_action"] for h in target] == [[2]], "OVERWRITE_IF_EXISTS_OR_ADD"
     assert routes.HEADER_TARGET in table["request_headers_to_remove"]

@@ -25,9 +25,9 @@ def hub() -> Iterator[StandInHub]:
     hub.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One launcher for all tests of a module: each uses notebooks of its own."""
+    """One launcher for all tests that do not end it: each uses notebooks of its own."""
     hub = StandInHub()
     hub.start()
     server = Server(hub, tmp_path_factory.mktemp("alice"))

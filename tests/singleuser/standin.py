@@ -75,6 +75,12 @@ class StandInHub:
         self.tokens[token] = self.person(name, scopes)
         return token
 
+    def code(self, name: str, challenge: str) -> str:
+        """What the browser brings back from the hub's login page."""
+        code = secrets.token_hex(8)
+        self._codes[code] = (name, challenge)
+        return code
+
     def add(self, name: str, text: str, holder: str | None = "alice") -> Entry:
         entry = self.notebooks[name] = Entry(text, holder, 1 if holder else 0)
         return entry
@@ -130,16 +136,16 @@ class StandInHub:
         return web.json_response(self._who(request))
 
     async def _authorize(self, request: web.Request) -> web.Response:
-        code = secrets.token_hex(8)
-        self._codes[code] = (self.signed_in, request.query["code_challenge"])
+        code = self.code(self.signed_in, request.query["code_challenge"])
         query = urlencode({"code": code, "state": request.query["state"]})
         raise web.HTTPFound(f"{self.server_origin}{request.query['redirect_uri']}?{query}")
 
     async def _token(self, request: web.Request) -> web.Response:
         form = await request.post()
-        name, challenge = self._codes.pop(str(form["code"]))
+        name, challenge = self._codes.pop(str(form["code"]), ("", ""))
         digest = hashlib.sha256(str(form["code_verifier"]).encode()).digest()
-        assert base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == challenge
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != challenge:
+            return web.json_response({"error": "invalid_grant"}, status=400)
         assert form["client_secret"] == self.server_token
         return web.json_response({"access_token": self.token_of(name)})
 

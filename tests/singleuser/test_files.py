@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from marimohub.singleuser import fileops
-from marimohub.singleuser.files import Known, NotebookFolder, text_hash
+from marimohub.singleuser.files import MAX_BYTES, Known, NotANotebook, NotebookFolder, text_hash
 from marimohub.singleuser.settings import SECRETS, BadEnvironment, Settings
 
 pytestmark = pytest.mark.unit
@@ -62,6 +63,58 @@ def test_line_ends_and_unicode_come_back_byte_for_byte(private: NotebookFolder) 
     private.write("n", text)
     assert private.read("n") == text
     assert text_hash(text) == text_hash(str(private.read("n")))
+
+
+def put(path: Path, kind: str) -> None:
+    """Something that is no notebook's source."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("/etc/passwd")
+    elif kind == "dangling link":
+        path.symlink_to("nowhere")
+    elif kind == "socket":
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(path))
+        listening.close()
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(MAX_BYTES + 1)
+    else:
+        path.write_bytes(b"\xff\xfe")
+
+
+KINDS = ["pipe", "folder", "link", "dangling link", "socket", "large", "binary"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_notebook_is_neither_read_nor_waited_for_and_can_be_set_aside(tmp_path: Path, kind: str) -> None:
+    private = NotebookFolder(tmp_path)
+    put(private.path("n"), kind)
+    assert private.stamp("n") is not None
+    with pytest.raises(NotANotebook, match="it is "):
+        private.read("n")
+    kept = private.backup("n")
+    assert kept is not None and kept.parent == tmp_path / ".marimohub" / "unpublished" and os.path.lexists(kept)
+    private.write("n", "text")
+    assert private.read("n") == "text"
+    if kind == "link":
+        assert kept.is_symlink() and Path("/etc/passwd").stat().st_size
+
+
+def test_a_text_of_the_largest_size_is_read(private: NotebookFolder) -> None:
+    private.write("n", "x" * MAX_BYTES)
+    assert len(private.read("n") or "") == MAX_BYTES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_file_that_is_none_does_not_stop_the_start(tmp_path: Path, kind: str) -> None:
+    (tmp_path / ".marimohub").mkdir()
+    put(tmp_path / ".marimohub" / "notebooks.json", kind)
+    assert NotebookFolder(tmp_path).known("n") is None
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
 
-from tests.singleuser.conftest import Browser
+from tests.singleuser.conftest import NAVIGATION, Browser
 from tests.singleuser.server import NOTEBOOK, Server
 from tests.singleuser.standin import StandInHub, sha
 
@@ -227,7 +228,9 @@ async def test_an_open_notebook_survives_a_dead_hub_and_the_save_arrives_when_it
         assert "by itself" in toast["description"]
         assert (await alice.get("?file=report.py"))[0] == 200  # a reload works too
         stranger = Browser(fresh)
-        status, text = await stranger.get("api/status", Authorization="token unknown")
+        async with stranger.http.get(fresh.url, headers=NAVIGATION, allow_redirects=False) as answer:
+            state = parse_qs(urlsplit(answer.headers["Location"]).query)["state"][0]
+        status, text = await stranger.get(f"oauth_callback?code=x&state={state}")
         assert status == 503 and "cannot check" in text
         await stranger.http.close()
         fresh.hub.start()

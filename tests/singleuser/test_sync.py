@@ -14,6 +14,7 @@ from marimohub.singleuser.hubapi import HubApi
 from marimohub.singleuser.settings import Settings
 from marimohub.singleuser.sync import CannotOpen, NotebookSync
 from tests.singleuser.standin import StandInHub, sha
+from tests.singleuser.test_files import KINDS, put
 
 pytestmark = pytest.mark.unit
 
@@ -242,3 +243,40 @@ async def test_the_remembered_base_survives_a_restart(desk: Desk) -> None:
     desk.restart()
     known = desk.files.known("n")
     assert known is not None and known.base == sha("one") and known.fence == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_is_no_notebook_is_never_published_and_is_replaced_at_the_next_open(desk: Desk, kind: str) -> None:
+    desk.hub.add("n", "theirs")
+    await desk.sync.open("n")
+    put(desk.folder / "n.py", kind)
+    async with asyncio.timeout(2):
+        for _ in range(2):
+            saved = await desk.sync.publish("n")
+            assert saved.state == "refused" and "cannot be published: it is" in saved.message
+        await desk.sync.open("n")
+    assert desk.local() == "theirs" == desk.hub.notebooks["n"].text
+    assert not (desk.folder / "n.py").is_symlink() and not desk.hub.accepted and not desk.hub.drafts
+
+
+async def test_a_file_that_is_no_notebook_is_told_once_not_at_every_look(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync_module, "WATCH_EVERY", 0.02)
+    desk.hub.add("n", "theirs")
+    await desk.sync.open("n")
+    watching = asyncio.create_task(desk.sync.watch("n"))
+    put(desk.folder / "n.py", "pipe")
+    await asyncio.sleep(0.3)
+    watching.cancel()
+    assert len(desk.editor.told) == 1
+
+
+async def test_a_pipe_is_not_gone_on_with_while_the_hub_is_dead(desk: Desk) -> None:
+    desk.hub.add("n", "theirs")
+    await desk.sync.open("n")
+    put(desk.folder / "n.py", "pipe")
+    desk.hub.stop()
+    async with asyncio.timeout(5):
+        with pytest.raises(CannotOpen, match="tries again"):
+            await desk.sync.open("n")
