@@ -27,10 +27,13 @@ def free_port() -> int:
 class Hub:
     """Starts, kills and restarts one hub over one data folder."""
 
-    def __init__(self, folder: Path, config: str = "", **environment: str) -> None:
+    def __init__(
+        self, folder: Path, config: str = "", *, scheme: str = "http", prefix: str = "", **environment: str
+    ) -> None:
+        """`scheme` and `prefix` tell what address `config` gives the hub."""
         self.folder = folder
         self.port, self.hub_port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{scheme}://127.0.0.1:{self.port}{prefix}"
         self.log_path = folder / "hub.log"
         self.config_path = folder / "marimohub_config.py"
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTERHUB", "MARIMOHUB"))}
@@ -73,7 +76,7 @@ class Hub:
             if self.process.poll() is not None:
                 raise AssertionError(f"the hub ended with status {self.process.returncode}:\n{self.log[-3000:]}")
             try:
-                if requests.get(f"{self.url}/hub/login", timeout=2).status_code == 200:
+                if requests.get(f"{self.url}/hub/login", timeout=2, verify=False).status_code == 200:
                     return
             except requests.RequestException:
                 pass
@@ -104,7 +107,7 @@ class Hub:
         """The newest set-up link in the log."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
-            found = re.findall(r"http://\S+/hub/setup\?token=\S+", self.log)
+            found = re.findall(r"https?://\S+/hub/setup\?token=\S+", self.log)
             if found:
                 return str(found[-1])
             time.sleep(0.05)
@@ -117,6 +120,7 @@ class Person:
     def __init__(self, hub: Hub, name: str, password: str = "correct horse battery") -> None:
         self.hub, self.name, self.password = hub, name, password
         self.session = requests.Session()
+        self.session.verify = False
         self.session.headers["User-Agent"] = "MarimoHub tests"
 
     def page(self, path: str, **kwargs: Any) -> requests.Response:

@@ -224,7 +224,7 @@ def _(columns, con, row_count, source):
         "status": "Skipped" if row_count == 0 else "Fail" if _copies else "Pass",
         "finding": f"{_copies:,} rows repeat another row" if _copies else "No row is repeated",
     }
-    repeated_rows(con, source, columns, columns["column_name"]) if _copies else mo.md("No row is repeated.")
+    repeated_rows(con, source, columns, columns["column_name"].to_list()) if _copies else mo.md("No row is repeated.")
     return (duplicates_check,)
 
 
@@ -244,8 +244,9 @@ def _(columns, con, key_picker, row_count, source):
         }
         _details = repeated_rows(con, source, columns, key_picker.value) if _repeated else mo.md(f"{_key}: no key is repeated.")
     else:
-        key_check = {"check": "Duplicate keys", "status": "Skipped", "finding": "No key columns are chosen"}
-        _details = mo.md("Choose key columns to check them.")
+        _reason = "Nothing to check" if key_picker.value else "No key columns are chosen"
+        key_check = {"check": "Duplicate keys", "status": "Skipped", "finding": _reason}
+        _details = mo.md(f"{_reason}.")
     _details
     return (key_check,)
 

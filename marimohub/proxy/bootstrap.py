@@ -221,7 +221,9 @@ def _connection_manager(settings: Settings) -> dict[str, Any]:
         "server_header_transformation": "PASS_THROUGH",
         "upgrade_configs": [{"upgrade_type": "websocket", "filters": [router]}],
         "http2_protocol_options": {
-            "allow_connect": True,
+            # No WebSockets over HTTP/2 (RFC 8441): they carry no Sec-WebSocket-Key, which tornado and uvicorn demand of
+            # the HTTP/1.1 request that Envoy makes of them. Browsers open an HTTP/1.1 connection for them instead.
+            "allow_connect": False,
             "max_concurrent_streams": 256,
             "initial_stream_window_size": 1_048_576,
             "initial_connection_window_size": 4_194_304,

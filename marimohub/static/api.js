@@ -25,16 +25,16 @@ export class Api {
     this.clockSkew = 0;
   }
 
-  url(path) {
-    return `${this.base}${path}?workspace=${encodeURIComponent(this.workspace)}`;
+  url(path, query = {}) {
+    return `${this.base}${path}?${new URLSearchParams({ workspace: this.workspace, ...query })}`;
   }
 
-  async request(method, path, { body, accept = "application/json" } = {}) {
+  async request(method, path, { body, query, accept = "application/json" } = {}) {
     const headers = { "X-XSRFToken": this.xsrf, Accept: accept };
     if (body !== undefined) headers["Content-Type"] = "application/json";
     let response;
     try {
-      response = await fetch(this.url(path), {
+      response = await fetch(this.url(path, query), {
         method,
         headers,
         body: body === undefined ? undefined : JSON.stringify(body),
@@ -50,8 +50,8 @@ export class Api {
     return response;
   }
 
-  async json(method, path, body) {
-    const response = await this.request(method, path, { body });
+  async json(method, path, body, query) {
+    const response = await this.request(method, path, { body, query });
     if (response.status === 204) return null;
     try {
       return await response.json();
@@ -86,6 +86,31 @@ export class Api {
 
   dismissNotice(id) {
     return this.json("DELETE", `notices/${encodeURIComponent(id)}`);
+  }
+
+  discardDraft(id) {
+    return this.json("DELETE", `drafts/${id}`);
+  }
+
+  copyDraft(id, name) {
+    return this.json("POST", `drafts/${id}/copy`, { name });
+  }
+
+  replaceByDraft(id) {
+    return this.json("POST", `drafts/${id}/replace`, {});
+  }
+
+  versions(name) {
+    return this.json("GET", `notebooks/${encodeURIComponent(name)}/versions`);
+  }
+
+  restore(name, version) {
+    return this.json("POST", `notebooks/${encodeURIComponent(name)}/versions/${version}/restore`, {});
+  }
+
+  // left and right: "current", "version:ID" or "draft:ID".
+  compare(name, left, right) {
+    return this.json("GET", `notebooks/${encodeURIComponent(name)}/compare`, undefined, { left, right });
   }
 
   // Takes the lock and starts the server; calls onProgress({phase, progress, message}) and resolves to the ready body.

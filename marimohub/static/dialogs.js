@@ -123,8 +123,10 @@ export class ConfirmDialog extends Dialog {
   }
 
   // The safe button has the focus: Enter alone never deletes.
-  ask({ text, ...rest }) {
+  ask({ text, danger = true, ...rest }) {
     this.text.textContent = text;
+    this.confirm.classList.toggle("btn-danger", danger);
+    this.confirm.classList.toggle("btn-primary", !danger);
     this.show(rest);
     this.dialog.querySelector("[data-cancel]").focus();
   }

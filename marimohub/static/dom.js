@@ -31,6 +31,14 @@ export function showError(error, { key = "error", prefix = "", action = null } =
   byId("alerts").prepend(box);
 }
 
+// As an error, for something that went well and that the eye has to see.
+export function showMessage(text, { key }) {
+  showError({ message: text }, { key });
+  const [box] = byId("alerts").children;
+  box.classList.replace("mh-alert-error", "mh-alert-info");
+  box.setAttribute("role", "status");
+}
+
 export function clearError(key) {
   for (const box of byId("alerts").children) if (box.dataset.key === key) box.remove();
 }

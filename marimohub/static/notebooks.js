@@ -1,16 +1,31 @@
 // The Notebooks page: which button does what. Rules are the hub's; this asks, shows, and reports.
 import { Api } from "./api.js";
+import { CompareView } from "./compare.js";
 import { ConfirmDialog, NameDialog } from "./dialogs.js";
+import { draftActions } from "./draft_actions.js";
+import { Drafts } from "./drafts.js";
 import { announce, byId, clearError, h, showError } from "./dom.js";
 import { Live } from "./live.js";
 import { openNotebook } from "./opening.js";
 import { Table } from "./table.js";
+import { VersionsView } from "./versions.js";
 
 const page = JSON.parse(byId("page-data").textContent);
 const api = new Api({ base: page.api, xsrf: page.xsrf, workspace: page.listing.workspace });
-const table = new Table(page.listing, () => Date.now() + api.clockSkew);
+const now = () => Date.now() + api.clockSkew; // the hub's time
+const table = new Table(page.listing, now);
 const nameDialog = new NameDialog();
 const confirmDialog = new ConfirmDialog();
+const compareView = page.listing.can_create && new CompareView({ api, now });
+const reveal = (name) => table.reveal(name);
+const drafts =
+  compareView &&
+  new Drafts({
+    now,
+    actions: draftActions({ api, compareView, nameDialog, confirmDialog, refresh, freeName, reveal }),
+  });
+const lockState = (name) => table.get(name)?.lock.state;
+const versions = compareView && new VersionsView({ api, compareView, now, lockState, refresh });
 const MAX_NAME = 100;
 
 // One question to the hub at a time; those that come meanwhile become a single one after it.
@@ -54,6 +69,8 @@ async function ask() {
   // Another role has other parts of the page: let the hub render them.
   if (listing.role !== page.listing.role || listing.can_create !== page.listing.can_create) return location.reload();
   table.update(listing);
+  if (drafts) drafts.update(listing.drafts);
+  if (versions) versions.update();
   for (const notice of listing.notices ?? []) showNotice(notice);
   askWhenLockExpires(listing);
 }
@@ -149,9 +166,9 @@ function create(template, title, opener) {
   });
 }
 
-function freeCopyName(name) {
+function freeName(name, word) {
   for (let number = 1; ; number += 1) {
-    const ending = number === 1 ? "_copy" : `_copy_${number}`;
+    const ending = number === 1 ? word : `${word}_${number}`;
     const proposal = name.slice(0, MAX_NAME - ending.length) + ending;
     if (!table.get(proposal)) return proposal;
   }
@@ -161,7 +178,7 @@ function copy(notebook, opener) {
   nameDialog.ask({
     title: `Copy ${notebook.name}`,
     detail: "The copy is yours, with its own name and no lock.",
-    proposal: freeCopyName(notebook.name),
+    proposal: freeName(notebook.name, "_copy"),
     confirm: "Copy",
     opener,
     run: async (name) => {
@@ -208,7 +225,11 @@ function forceUnlock(notebook, opener) {
   });
 }
 
-const ACTIONS = { open, release, copy, delete: remove, force_unlock: forceUnlock };
+function showVersions(notebook, opener) {
+  versions.open(notebook.name, opener);
+}
+
+const ACTIONS = { open, release, copy, delete: remove, force_unlock: forceUnlock, versions: showVersions };
 
 byId("rows").addEventListener("click", (event) => {
   const button = event.target.closest("[data-action]");
@@ -239,5 +260,10 @@ const live = new Live({
   },
 });
 
-setInterval(() => !document.hidden && table.tick(), 30_000);
+setInterval(() => {
+  if (document.hidden) return;
+  table.tick();
+  if (drafts) drafts.tick();
+}, 30_000);
+if (drafts) drafts.update(page.listing.drafts);
 askWhenLockExpires(page.listing);

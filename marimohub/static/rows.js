@@ -32,7 +32,8 @@ export function refreshTime(element, now) {
   }
 }
 
-function time(iso, now) {
+// A time as the page shows it: relative, with the exact time on hover.
+export function timeElement(iso, now) {
   const element = h("time", { datetime: iso ?? "" });
   refreshTime(element, now);
   return element;
@@ -40,7 +41,7 @@ function time(iso, now) {
 
 function lockStatus(lock, now) {
   if (lock.state === "mine") {
-    return h("span", { class: "status status-mine" }, h("span", {}, "Editing (", time(lock.since, now), ")"));
+    return h("span", { class: "status status-mine" }, h("span", {}, "Editing (", timeElement(lock.since, now), ")"));
   }
   if (lock.state === "locked") {
     return h("span", { class: "status status-locked" }, h("span", {}, `Locked by ${lock.holder_email ?? lock.holder}`));
@@ -74,6 +75,14 @@ function name(notebook, role, busy) {
   return h("button", { type: "button", class: "name-link", "data-action": "open", title }, notebook.name);
 }
 
+function modified(notebook, role, now) {
+  const label = `Versions of ${notebook.name}`;
+  const icon = h("i", { class: "fa fa-clock-rotate-left", "aria-hidden": "true" });
+  const looks = { class: "mh-icon", "data-action": "versions", "aria-label": label, title: label };
+  const button = role === "viewer" ? null : h("button", { type: "button", ...looks }, icon);
+  return h("span", { class: "modified" }, timeElement(notebook.modified, now), button);
+}
+
 // opening: null, {message, progress} while it starts, or {url} when it is ready but its tab could not be opened.
 function actions(notebook, opening) {
   if (opening && !opening.url) {
@@ -104,7 +113,7 @@ export function buildRow(notebook, { role, opening = null, now }) {
       notebook.file_exists ? null : h("span", { class: "badge-missing", title: MISSING }, "missing file"),
     ),
     h("td", { class: "c-author", "data-label": "Author" }, h("span", {}, notebook.author_email || "—")),
-    h("td", { class: "c-modified", "data-label": "Last Modified" }, time(notebook.modified, now)),
+    h("td", { class: "c-modified", "data-label": "Last Modified" }, modified(notebook, role, now)),
     h("td", { class: "c-lock", "data-label": "Lock Status" }, lockStatus(notebook.lock, now)),
   );
   if (role !== "viewer") row.append(h("td", { class: "c-actions" }, actions(notebook, opening)));

@@ -71,7 +71,8 @@ def sample(path: Path) -> None:
                CASE WHEN i = 7 THEN DATE '2999-01-01' ELSE DATE '2019-01-01' + i::INTEGER END AS last_seen
                FROM range(100) r(i)""",
             "INSERT INTO shop.customers SELECT * FROM shop.customers LIMIT 5",
-            "CREATE VIEW shop.monthly AS SELECT date_trunc('month', ordered_at) AS month, sum(amount) FROM shop.orders GROUP BY 1",
+            """CREATE VIEW shop.monthly AS
+               SELECT date_trunc('month', ordered_at) AS month, sum(amount) FROM shop.orders GROUP BY 1""",
         ):
             con.execute(statement).fetchall()
 
@@ -97,4 +98,9 @@ def zoo(path: Path) -> None:
             con.execute(statement).fetchall()
 
 
-BUILDERS: dict[str, Callable[[Path], None]] = {"empty": empty, "sample": sample, "zoo": zoo}
+def junk(path: Path) -> None:
+    """No database at all."""
+    path.write_text("This is not a warehouse.\n" * 1000)
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {"empty": empty, "sample": sample, "zoo": zoo, "junk": junk}

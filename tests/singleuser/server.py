@@ -43,6 +43,7 @@ class Server:
     port: int = field(default_factory=free_port)
     prefix: str = "/user/alice/"
     extra: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def folder(self) -> Path:
@@ -77,11 +78,14 @@ class Server:
             "MARIMOHUB_SNAPSHOT": str(self.root / "warehouse.duckdb"),
             "MARIMOHUB_NOTEBOOK_DIR": str(self.folder),
             "MARIMOHUB_WORKSPACE": "default",
-            "MARIMOHUB_HEARTBEAT_INTERVAL": "0.3",
+            "MARIMOHUB_HEARTBEAT_INTERVAL": "0.2",
             **self.extra,
         }
 
     def start(self, timeout: float = 20.0) -> None:
+        """Start it unless it runs; returns when it answers."""
+        if self.process is not None and self.process.poll() is None:
+            return
         self.hub.server_origin = f"http://127.0.0.1:{self.port}"
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.root / "home").mkdir(exist_ok=True)
@@ -106,6 +110,7 @@ class Server:
         raise AssertionError(f"the launcher did not start:\n{self.log}")
 
     def stop(self, timeout: float = 10.0) -> int:
+        assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:

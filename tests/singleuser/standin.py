@@ -86,6 +86,8 @@ class StandInHub:
         return entry
 
     def start(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
         ready = threading.Event()
 
         async def serve() -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -48,7 +48,7 @@ async def test_two_saves_at_once_keep_their_order(server: Server, alice: Browser
     answers = await asyncio.gather(*(page.save(f"answer = {n}") for n in range(5)))
     assert [status for status, _ in answers] == [200] * 5
     assert server.hub.notebooks[name].text == (server.folder / f"{name}.py").read_text()
-    assert not server.hub.drafts
+    assert name not in {draft for draft, _ in server.hub.drafts.values()}
 
 
 async def test_a_refused_save_is_an_error_with_the_reason_and_the_text_is_kept(
@@ -79,7 +79,7 @@ async def test_a_lost_lock_shows_a_banner_and_ends_the_heartbeat(server: Server,
     banner = await page.until("banner")
     assert "revoked" in banner["description"] and banner["variant"] == "danger"
     count = len(server.hub.heartbeats)
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(0.5)
     assert len([beat for beat in server.hub.heartbeats[count:] if beat[0] == name]) == 0
     # Opening it again from the Notebooks page goes on.
     server.hub.notebooks[name].holder, server.hub.notebooks[name].fence = "alice", 7
@@ -91,14 +91,14 @@ async def test_heartbeats_start_at_once_and_stop_when_the_last_page_closes(
     server: Server, alice: Browser, name: str
 ) -> None:
     page = await alice.open(name)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.3)
     assert name not in dict(server.hub.heartbeats)  # a page without a socket is nobody
     await page.connect()
     await eventually(lambda: len([b for b in server.hub.heartbeats if b[0] == name]) >= 3)
     await page.socket.close()
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.3)
     count = len([b for b in server.hub.heartbeats if b[0] == name])
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(0.5)
     assert len([b for b in server.hub.heartbeats if b[0] == name]) == count
     assert server.hub.activities[0]["servers"][""]["last_activity"].endswith("Z")
 
@@ -209,24 +209,37 @@ async def test_the_kernel_sees_the_snapshot_but_no_token(server: Server, alice: 
         assert parents == "PermissionError"
 
 
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server and a hub of this module's own, for tests that end them; they run when a test begins."""
+    hub = StandInHub()
+    server = Server(hub, tmp_path_factory.mktemp("mortal"))
+    yield server
+    server.stop()
+    hub.stop()
+
+
 @pytest.fixture
-def fresh(hub: StandInHub, tmp_path: Path) -> Server:
-    return Server(hub, tmp_path)
+def fresh(mortal: Server) -> Server:
+    mortal.hub.start()
+    mortal.start()
+    return mortal
 
 
-async def test_an_open_notebook_survives_a_dead_hub_and_the_save_arrives_when_it_is_back(fresh: Server) -> None:
-    fresh.start()
+async def test_an_open_notebook_survives_a_dead_hub_and_the_save_arrives_when_it_is_back(
+    fresh: Server, name: str
+) -> None:
     alice = Browser(fresh)
     try:
-        page = await alice.open("report")
+        page = await alice.open(name)
         await page.connect()
         fresh.hub.stop()
         status, _ = await page.save("answer = 'while the hub was dead'")
         assert status == 200
-        assert "while the hub was dead" in (fresh.folder / "report.py").read_text()
+        assert "while the hub was dead" in (fresh.folder / f"{name}.py").read_text()
         toast = await page.until("alert")
         assert "by itself" in toast["description"]
-        assert (await alice.get("?file=report.py"))[0] == 200  # a reload works too
+        assert (await alice.get(f"?file={name}.py"))[0] == 200  # a reload works too
         stranger = Browser(fresh)
         async with stranger.http.get(fresh.url, headers=NAVIGATION, allow_redirects=False) as answer:
             state = parse_qs(urlsplit(answer.headers["Location"]).query)["state"][0]
@@ -234,21 +247,19 @@ async def test_an_open_notebook_survives_a_dead_hub_and_the_save_arrives_when_it
         assert status == 503 and "cannot check" in text
         await stranger.http.close()
         fresh.hub.start()
-        await eventually(lambda: "while the hub was dead" in fresh.hub.notebooks["report"].text)
+        await eventually(lambda: "while the hub was dead" in fresh.hub.notebooks[name].text)
         assert "latest text" in (await page.until("alert"))["description"]
         assert (await page.save("answer = 'after'"))[0] == 200
-        assert "answer = 'after'" in fresh.hub.notebooks["report"].text
+        assert "answer = 'after'" in fresh.hub.notebooks[name].text
         assert not fresh.hub.drafts
     finally:
         await alice.http.close()
-        fresh.stop()
 
 
-async def test_sigterm_ends_the_kernels_and_leaves_with_0(fresh: Server) -> None:
-    fresh.start()
+async def test_sigterm_ends_the_kernels_and_leaves_with_0(fresh: Server, name: str) -> None:
     alice = Browser(fresh)
     try:
-        page = await alice.open("report")
+        page = await alice.open(name)
         await page.connect()
         children = Path(f"/proc/{fresh.process.pid}/task/{fresh.process.pid}/children").read_text().split()
         assert children
@@ -256,15 +267,13 @@ async def test_sigterm_ends_the_kernels_and_leaves_with_0(fresh: Server) -> None
         await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
     finally:
         await alice.http.close()
-        fresh.stop()
     assert "Traceback" not in fresh.log
 
 
-async def test_edits_of_a_killed_server_are_published_at_the_next_open(fresh: Server) -> None:
-    fresh.start()
+async def test_edits_of_a_killed_server_are_published_at_the_next_open(fresh: Server, name: str) -> None:
     alice = Browser(fresh)
     try:
-        page = await alice.open("report")
+        page = await alice.open(name)
         await page.connect()
         fresh.hub.stop()
         assert (await page.save("answer = 'before the power cut'"))[0] == 200
@@ -272,17 +281,16 @@ async def test_edits_of_a_killed_server_are_published_at_the_next_open(fresh: Se
         fresh.process.wait()
         fresh.hub.start()
         fresh.start()
-        await alice.open("report")
-        assert "before the power cut" in fresh.hub.notebooks["report"].text
-        assert sha(fresh.hub.notebooks["report"].text) == sha((fresh.folder / "report.py").read_text())
+        await alice.open(name)
+        assert "before the power cut" in fresh.hub.notebooks[name].text
+        assert sha(fresh.hub.notebooks[name].text) == sha((fresh.folder / f"{name}.py").read_text())
     finally:
         await alice.http.close()
-        fresh.stop()
 
 
-def test_it_says_in_one_line_what_is_missing(fresh: Server) -> None:
-    fresh.extra = {"MARIMOHUB_NOTEBOOK_DIR": ""}
+def test_it_says_in_one_line_what_is_missing(hub: StandInHub, tmp_path: Path) -> None:
+    server = Server(hub, tmp_path, extra={"MARIMOHUB_NOTEBOOK_DIR": ""})
     with pytest.raises(AssertionError, match="MARIMOHUB_NOTEBOOK_DIR is not set"):
-        fresh.start()
-    assert fresh.process.wait() == 1
-    assert len(fresh.log.strip().splitlines()) == 1
+        server.start()
+    assert server.process.wait() == 1
+    assert len(server.log.strip().splitlines()) == 1
