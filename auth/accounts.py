@@ -47,7 +47,6 @@ class AccountAuthenticator(NativeAuthenticator):
     allow_all = Bool(True, help="Every approved account may sign in; approval is what is checked.").tag(config=True)
     minimum_password_length = Integer(10, help="Shortest password that is accepted, in characters.").tag(config=True)
     check_common_password = Bool(True, help="Refuse passwords from a list of common ones.").tag(config=True)
-    ask_email_on_signup = Bool(True, help="Ask for an e-mail address at sign-up.").tag(config=True)
     allowed_failed_logins = Integer(
         10,
         help="Failed sign-ins to one account from one address before it has to wait, and ten times as many from "

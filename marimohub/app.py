@@ -299,13 +299,14 @@ class MarimoHub(jupyterhub_app.JupyterHub):
     def _warn_about_exposure(self) -> None:
         host = urlparse(self.bind_url).hostname or ""
         print(f"\n  MarimoHub {__version__} is running at {self._public_url()}", flush=True)
-        if host in LOOPBACK:
+        # with a public URL, a proxy in front lets others in and sees to TLS
+        if host in LOOPBACK and not self.public_url:
             print(
                 "  Only this machine can reach it. To let others in, set JupyterHub.bind_url to an address of\n"
                 "  it, with JupyterHub.ssl_cert and JupyterHub.ssl_key (or TLS in front); see docs/going-public.md.",
                 flush=True,
             )
-        elif not self.ssl_cert:
+        elif not self.ssl_cert and not self.public_url.startswith("https:"):
             self.log.warning(
                 "People's passwords cross the network in clear text: the hub listens on %s without TLS. "
                 "Set JupyterHub.ssl_cert and JupyterHub.ssl_key, or put a TLS proxy in front.",
