@@ -36,9 +36,9 @@ def missing(part: str, reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium under Playwright."""
+    """Debian's Chromium under Playwright, whose event loop would be in the way of asynchronous tests of later modules."""
     executable = shutil.which("chromium")
     if executable is None:
         missing("browser", "Chromium is not installed")
