@@ -38,7 +38,7 @@ def missing(part: str, reason: str) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium under Playwright, whose event loop would be in the way of asynchronous tests of later modules."""
+    """Chromium under Playwright. Its event loop would be in the way of the asynchronous tests of later modules."""
     executable = shutil.which("chromium")
     if executable is None:
         missing("browser", "Chromium is not installed")
