@@ -59,9 +59,7 @@ def row(page: Any, name: str) -> Any:
     return page.locator(f".mh-draft:has(b:text-is('{name}'))")
 
 
-def test_refused_save_appears_as_a_draft_without_reload(
-    team: dict[str, Person], visit: Visit, artifacts: Path
-) -> None:
+def test_refused_save_appears_as_a_draft_without_reload(team: dict[str, Person], visit: Visit, artifacts: Path) -> None:
     bob = team["bob"]
     create(bob, "report")
     page = visit(bob)
@@ -86,7 +84,7 @@ def test_compare_shows_what_the_draft_would_change(team: dict[str, Person], visi
     draft(bob, "compared")
     for scheme, width, shot in (("light", 1280, "compare"), ("dark", 390, "compare-dark-390")):
         page = visit(bob, width=width, height=900, color_scheme=scheme)
-        row(page, "compared").get_by_text("Compare").click()
+        row(page, "compared").get_by_text("Compare", exact=True).click()
         dialog = page.locator("#compare-dialog")
         added = dialog.locator("tr.op-insert")
         added.first.wait_for()
@@ -137,10 +135,10 @@ def test_discarded_draft_is_gone_after_one_question(team: dict[str, Person], vis
     create(bob, "discarded")
     draft(bob, "discarded")
     page = visit(bob)
-    row(page, "discarded").get_by_text("Discard").click()
+    row(page, "discarded").get_by_text("Discard", exact=True).click()
     page.keyboard.press("Enter")  # the safe button has the focus
     assert row(page, "discarded").is_visible()
-    row(page, "discarded").get_by_text("Discard").click()
+    row(page, "discarded").get_by_text("Discard", exact=True).click()
     assert "cannot be undone" in page.locator("#confirm-dialog-text").inner_text()
     page.locator("#confirm-dialog [data-confirm]").click()
     row(page, "discarded").wait_for(state="detached")
