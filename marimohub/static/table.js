@@ -24,8 +24,10 @@ export class Table {
     const elements = new Map([...this.body.children].map((element) => [element.dataset.name, element]));
     for (const notebook of listing.notebooks) {
       const element = elements.get(notebook.name);
-      this.rows.set(notebook.name, { element, signature: this.signature(notebook), notebook });
+      if (element) this.rows.set(notebook.name, { element, signature: this.signature(notebook), notebook });
+      else this.put(notebook); // of a long list the server renders the beginning
     }
+    if (elements.size < this.rows.size) this.arrange();
     this.wire();
     this.tick();
   }
