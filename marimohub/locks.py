@@ -10,8 +10,9 @@ All functions run inside the caller's transaction; `now` and `ttl` are seconds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Update, bindparam, select, update
+from sqlalchemy import Row, Update, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
@@ -101,8 +102,8 @@ class NotLocked(LockError):
         super().__init__(f'Nobody is editing "{name}".')
 
 
-def state_of(row: Lock | None, now: float) -> LockState:
-    """The lock that a row means at `now`."""
+def state_of(row: Lock | Row[Any] | None, now: float) -> LockState:
+    """The lock that a row, or its columns, means at `now`."""
     if row is None:
         return LockState(None, 0, 0.0, 0.0, 0.0)
     live = row.holder is not None and row.expires > now

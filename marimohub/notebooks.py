@@ -12,10 +12,11 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -89,15 +90,15 @@ class NotebookStore:
         folder = self.folder(workspace_id)
         files = _scan(folder)
         found = self._rows(workspace_id)
-        unsettled = [notebook.name for notebook, _ in found if notebook.pending]
+        unsettled = [notebook.name for notebook in found if notebook.pending]
         for name in unsettled:
             self._settle(workspace_id, name, now=now)
         if unsettled:
             files, found = _scan(folder), self._rows(workspace_id)
-        known = {notebook.name for notebook, _ in found}
+        known = {notebook.name for notebook in found}
         stale = [
             notebook.name
-            for notebook, _ in found
+            for notebook in found
             if not notebook.pending and notebook.name in files and files[notebook.name] != notebook.modified
         ]
         if stale or not files.keys() <= known:
@@ -111,9 +112,9 @@ class NotebookStore:
                 notebook.author_email,
                 notebook.modified,
                 notebook.name in files or notebook.pending,
-                locks.state_of(lock, now),
+                locks.state_of(notebook if notebook.fence is not None else None, now),
             )
-            for notebook, lock in found
+            for notebook in found
         ]
 
     def get(self, workspace_id: int, name: str, *, now: float) -> NotebookInfo:
@@ -369,18 +370,27 @@ class NotebookStore:
         sync_folder(folder)
         return found
 
-    def _rows(self, workspace_id: int) -> list[tuple[Notebook, Lock | None]]:
-        with self.database.transaction(write=False) as session:
-            query = (
-                select(Notebook, Lock)
-                .outerjoin(
-                    Lock,
-                    (Lock.workspace_id == Notebook.workspace_id) & (Lock.name_key == Notebook.name_key),
-                )
-                .where(Notebook.workspace_id == workspace_id)
-                .order_by(Notebook.name_key)
+    def _rows(self, workspace_id: int) -> Sequence[Any]:
+        """What the list needs of each notebook and its lock, as columns: objects would cost twice as much."""
+        query = (
+            select(
+                Notebook.name,
+                Notebook.author,
+                Notebook.author_email,
+                Notebook.modified,
+                Notebook.pending,
+                Lock.holder,
+                Lock.fence,
+                Lock.acquired,
+                Lock.heartbeat,
+                Lock.expires,
             )
-            return [(notebook, lock) for notebook, lock in session.execute(query)]
+            .outerjoin(Lock, (Lock.workspace_id == Notebook.workspace_id) & (Lock.name_key == Notebook.name_key))
+            .where(Notebook.workspace_id == workspace_id)
+            .order_by(Notebook.name_key)
+        )
+        with self.database.transaction(write=False) as session:
+            return session.execute(query).all()
 
     def _place(self, notebook_id: int, temporary: Path, path: Path, *, now: float) -> float:
         """Put an accepted text into its file. It is accepted even if that fails: `_settle` tries again."""
