@@ -72,6 +72,8 @@ def test_a_log_that_is_held_by_its_writer_is_folded_in_and_the_writer_keeps_its_
 def test_every_copy_under_a_busy_writer_is_one_point_in_time_and_not_old(tmp_path, start_writer):
     live = tmp_path / "live.duckdb"
     writer = start_writer(live, "busy")
+    while writer.committed() < 3:
+        time.sleep(0.01)
     last_seen = 0
     attempts = folded = 0
     for number in range(COPIES_UNDER_A_WRITER):
