@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import time
@@ -167,6 +168,11 @@ class MarimoHub(jupyterhub_app.JupyterHub):
             raise StartupError(
                 f"The configuration {Path(filename).absolute()} cannot be used: {type(error).__name__}: {error}"
             ) from error
+
+    def init_logging(self) -> None:
+        """As JupyterHub, without the lines that put people's session ids into the log."""
+        super().init_logging()
+        logging.getLogger("tornado.application").addFilter(lambda record: "new xsrf cookie" not in str(record.msg))
 
     def init_secrets(self) -> None:
         """The first step that needs the data folder: make it ours before anything is read from it."""

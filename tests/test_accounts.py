@@ -146,6 +146,7 @@ def test_guessing_is_slowed_down_and_the_set_up_link_is_not_in_any_log(hub: Hub)
     tokens = re.findall(r"setup\?token=(\S+)", hub.log)
     printed = [token for token in tokens if "secret" not in token]
     assert len(printed) == hub.log.count("This hub has no administrator yet")
+    assert "xsrf cookie for" not in hub.log, "session ids are in the log"
 
 
 def test_simultaneous_guesses_are_counted_before_they_are_compared(hub: Hub) -> None:
