@@ -28,13 +28,14 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Person]
 
 
 def buttons(page: Any, name: str) -> list[str]:
-    found: list[str] = page.locator(f"tr[data-name={name}] .c-actions button").all_inner_texts()
+    # not inner texts: those are empty while the browser has not laid a row out (content-visibility)
+    found: list[str] = page.locator(f"tr[data-name={name}] .c-actions button").all_text_contents()
     return found
 
 
 def status(page: Any, name: str) -> tuple[str, str]:
     badge = page.locator(f"tr[data-name={name}] .status")
-    return badge.inner_text(), badge.get_attribute("class").split()[-1]
+    return badge.text_content(), badge.get_attribute("class").split()[-1]
 
 
 TABLE = {
@@ -122,7 +123,7 @@ def test_missing_file_has_a_yellow_badge(team: dict[str, Person], visit: Visit) 
     team["bob"].api("POST", "/notebooks", {"name": "gone"})
     (team["bob"].hub.data / "notebooks/default/gone.py").unlink()
     page = visit(team["bob"])
-    assert page.locator("tr[data-name=gone] .badge-missing").inner_text() == "missing file"
+    assert page.locator("tr[data-name=gone] .badge-missing").text_content() == "missing file"
 
 
 def test_force_unlock_shows_a_banner_at_once_and_until_it_is_dismissed(team: dict[str, Person], visit: Visit) -> None:
@@ -169,8 +170,8 @@ def test_lock_of_a_closed_tab_ends_by_itself(
     tmp_path_factory: pytest.TempPathFactory, browser: Any, visit: Visit
 ) -> None:
     """ "Locks expire 15 minutes after the last heartbeat, so if you close the tab without releasing the lock, it
-    becomes available to other users." Shortened to four seconds."""
-    config = "c.MarimoHub.lock_ttl = 4\nc.MarimoHub.heartbeat_interval = 1\n"
+    becomes available to other users." Shortened to ten seconds."""
+    config = "c.MarimoHub.lock_ttl = 10\nc.MarimoHub.heartbeat_interval = 1\n"
     hub = Hub(tmp_path_factory.mktemp("expiry"), config)
     hub.start()
     try:
@@ -182,9 +183,9 @@ def test_lock_of_a_closed_tab_ends_by_itself(
         tab = opened.value
         tab.locator(".cm-content").first.wait_for()
         # longer than the ttl: the heartbeats keep it
-        tab.wait_for_timeout(7000)
+        tab.wait_for_timeout(12_000)
         assert page.locator("tr[data-name=short] .status-mine").count() == 1
         tab.close()
-        page.locator("tr[data-name=short] .status-available").wait_for(timeout=15_000)
+        page.locator("tr[data-name=short] .status-available").wait_for(timeout=30_000)
     finally:
         hub.stop()

@@ -111,7 +111,7 @@ def test_draft_saved_as_a_copy_becomes_ones_own_notebook(team: dict[str, Person]
     page.locator("tr[data-name=shared_draft]").wait_for()
     row(page, "shared").wait_for(state="detached")
     assert text_of(bob, "shared_draft")["text"] == text
-    assert page.locator("tr[data-name=shared_draft] .c-author").inner_text() == "bob@example.com"
+    assert page.locator("tr[data-name=shared_draft] .c-author").text_content() == "bob@example.com"
 
 
 def test_draft_replaces_its_notebook_under_ones_own_lock(team: dict[str, Person], visit: Visit) -> None:
