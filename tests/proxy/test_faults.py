@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -145,7 +146,8 @@ async def test_stop_works_before_during_and_after_a_start(hubs: Hubs) -> None:
     starting = asyncio.create_task(proxy.start())
     await eventually(lambda: bool(envoys(hubs)))
     await proxy.stop()
-    with pytest.raises(ProxyStartFailed):
+    # a fast start may be complete before it is told to stop
+    with contextlib.suppress(ProxyStartFailed):
         await starting
     await proxy.stop()
     assert envoys(hubs) == []
