@@ -222,17 +222,22 @@ class EnvoyProcess:
         return True
 
     async def _wait_exit_event(self, seconds: float) -> None:
-        if self._pidfd is None:
+        # a descriptor for each waiter: a loop has one reader for each, and another waiter may close ours meanwhile
+        descriptor = None
+        with contextlib.suppress(OSError):
+            descriptor = None if self._pidfd is None else os.dup(self._pidfd)
+        if descriptor is None:
             await asyncio.sleep(min(seconds, 0.1))
             return
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        loop.add_reader(self._pidfd, ended.set)
+        loop.add_reader(descriptor, ended.set)
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), seconds)
         finally:
-            loop.remove_reader(self._pidfd)
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
 
     async def stop(self, grace: float) -> None:
         """End Envoy: SIGTERM, and SIGKILL after `grace` seconds. Nothing happens if it does not run."""
