@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -14,6 +16,7 @@ from urllib.parse import urlparse
 from jupyterhub import app as jupyterhub_app
 from jupyterhub import dbutil, orm
 from jupyterhub.utils import maybe_future, url_path_join
+from tornado.ioloop import PeriodicCallback
 from traitlets import CaselessStrEnum, Dict, Float, Integer, Unicode, default, validate
 
 from marimohub import __version__
@@ -21,25 +24,33 @@ from marimohub.auth import first_run, roles
 from marimohub.auth.accounts import AccountAuthenticator
 from marimohub.commands import Init, NewToken, UpgradeDB
 from marimohub.database import Database, DatabaseNewer, DatabaseOutdated, sqlite_pragmas
+from marimohub.governance import store as policy_store
+from marimohub.governing import Governor
 from marimohub.handlers import HubServices, overrides, routes
 from marimohub.handlers.events import Broadcaster
 from marimohub.notebooks import NotebookStore
 from marimohub.permissions import ago
+from marimohub.personal import PersonalSnapshots, Place
+from marimohub.policy_commands import PolicyCommands
 from marimohub.snapshots import source
 from marimohub.snapshots.cache import SnapshotCache
 from marimohub.snapshots.errors import SnapshotError
+from marimohub.snapshots.masked import Limits
 from marimohub.spawners.local import LocalMarimoSpawner
 from marimohub.spawners.marimo import MarimoSpawner
 from marimohub.startup import (
     StartupError,
     build_sample_warehouse,
     check_port_free,
+    masking_key,
     prepare_data_dir,
     raise_file_limit,
     take_hub_lock,
 )
+from marimohub.subjects import subject_of
 
 _HERE = Path(__file__).parent
+COLLECT_INTERVAL = 300.0  # seconds
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
@@ -55,6 +66,7 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         marimohub                            start the hub on http://127.0.0.1:8000
         marimohub --warehouse=team.duckdb    with a warehouse of your own
         marimohub token ann                  an API token for a user
+        marimohub policy draft               a first policy for the warehouse
         marimohub upgrade-db                 migrate the database after an update
     """
     aliases = Dict(
@@ -67,6 +79,7 @@ class MarimoHub(jupyterhub_app.JupyterHub):
     subcommands = {
         "init": (Init, "Write a commented configuration file"),
         "token": (NewToken, "Generate an API token for a user"),
+        "policy": (PolicyCommands, "Check, apply, and explain the policy of who sees which data"),
         "upgrade-db": (UpgradeDB, "Migrate the hub's database to this version"),
     }
 
@@ -90,6 +103,26 @@ class MarimoHub(jupyterhub_app.JupyterHub):
     snapshot_deadline = Float(60.0, help="How long to try for a consistent copy of the warehouse, in seconds.").tag(
         config=True
     )
+
+    snapshot_memory_limit = Unicode(
+        "2GB", help='Memory that a process which builds snapshots may use for data, as DuckDB takes it: "2GB".'
+    ).tag(config=True)
+    snapshot_threads = Integer(
+        os.cpu_count() or 2, min=1, help="Threads of a process that builds snapshots. It runs with low priority."
+    ).tag(config=True)
+    snapshot_timeout = Float(1800.0, help="How long building one snapshot may take, in seconds.").tag(config=True)
+    snapshot_max_age = Float(7 * 86400.0, help="Snapshots that nobody used for this long are removed, in seconds.").tag(
+        config=True
+    )
+    snapshot_cache_gb = Integer(
+        50, min=1, help="Beyond this size, the longest unused snapshots are removed; never one in use. In GiB."
+    ).tag(config=True)
+    governance = CaselessStrEnum(
+        ["policy", "off"],
+        "policy",
+        help="""Whether snapshots hold what the policy lets each person see, or everything ("off"). With "policy" and no
+        policy applied yet, nobody sees any data.""",
+    ).tag(config=True)
 
     _hub_lock: IO[str] | None = None
 
@@ -151,6 +184,12 @@ class MarimoHub(jupyterhub_app.JupyterHub):
     def data_path(self) -> Path:
         """The data folder, absolute."""
         return Path(self.data_dir).expanduser().absolute()
+
+    @property
+    def warehouse_file(self) -> Path:
+        """The team's warehouse, or the sample, absolute."""
+        own = Path(self.warehouse).expanduser().absolute()
+        return own if self.warehouse else self.data_path / "sample_warehouse.duckdb"
 
     # start-up
 
@@ -214,6 +253,13 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         admin.scopes = roles.admin_scopes(admin.scopes)
         self.db.commit()
 
+    async def init_users(self) -> None:
+        """As JupyterHub; attributes of people who went while no hub was there to see it go, too."""
+        await super().init_users()
+        known = {name for (name,) in self.db.query(orm.User.name)}
+        for name in await self.database.write(policy_store.forget_all_but, known):
+            self.log.warning("Removed the attributes of %s, who is not a user of this hub.", name)
+
     def init_tornado_settings(self) -> None:
         """Templates, and what our handlers work with."""
         # the administrator's templates go before ours, ours before JupyterHub's, which super() appends
@@ -221,17 +267,23 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         self.template_paths = [*(p for p in self.template_paths if p != stock), str(_HERE / "templates")]
         warehouse = self._warehouse_path()
         self.store = NotebookStore(self.database, self.data_path / "notebooks")
-        self.snapshots = SnapshotCache(self.data_path / "snapshots", warehouse, deadline=self.snapshot_deadline)
+        self.snapshots = self.snapshot_cache(warehouse)
+        self.governor = Governor(self.database, time.time, enabled=self.governance == "policy")
+        self.personal = PersonalSnapshots(self.database, self.snapshots, self.governor)
+        self._apply_sample_policy()
         for repair in self.store.reconcile():
             self.log.warning("Repaired after an interrupted save: %s", repair)
         headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
         self.tornado_settings = {
             "headers": headers,
             "marimohub_events": Broadcaster(),
+            "marimohub_governor": self.governor,
+            "marimohub_before_start": self._before_start,
             "marimohub": HubServices(
                 database=self.database,
                 store=self.store,
                 snapshots=self.snapshots,
+                personal=self.personal,
                 clock=time.time,
                 lock_ttl=float(self.lock_ttl),
                 workspace="default",
@@ -257,13 +309,54 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         bare = self.add_url_prefix(self.base_url, routes(None, accounts=False))
         self.handlers = [*ours, *bare, *self.handlers]
 
+    def _apply_sample_policy(self) -> None:
+        """The sample warehouse comes with a policy, unless an administrator has applied one."""
+        if self.warehouse or self.governance == "off":
+            return
+        with self.database.transaction() as session:
+            workspace_id = self.store.workspaces.find(session, "default")
+            if policy_store.current_revision(session, workspace_id) == 0:
+                text = resources.files("marimohub.config").joinpath("sample_policy.yaml").read_text("utf-8")
+                policy_store.apply(
+                    session, workspace_id, text, author=self.name, comment="The sample's", expected=0, now=time.time()
+                )
+
+    def snapshot_cache(self, warehouse: Path) -> SnapshotCache:
+        """The cache of this configuration, also for the command line."""
+        return SnapshotCache(
+            self.data_path / "snapshots",
+            warehouse,
+            masking_key=masking_key(self.data_path),
+            deadline=self.snapshot_deadline,
+            limits=Limits(self.snapshot_memory_limit, self.snapshot_threads, self.snapshot_timeout),
+            max_age=self.snapshot_max_age,
+            max_bytes=self.snapshot_cache_gb * 1024**3,
+        )
+
+    async def _before_start(self, user: Any) -> None:
+        """Called by our spawners: whatever starts a server, it finds no snapshot of a policy that no longer applies."""
+        workspace_id = await self.database.read(self.store.workspaces.find, "default")
+        await self.personal.ensure(Place(workspace_id, subject_of(user, {}), user.spawner.snapshot_folder))
+
+    def _running_folders(self) -> list[Path]:
+        """Snapshot folders of people whose server runs, or may be running."""
+        return [
+            spawner.snapshot_folder
+            for user in self.users.values()
+            for spawner in user.spawners.values()
+            if spawner.active and hasattr(spawner, "snapshot_folder")
+        ]
+
+    async def _collect_snapshots(self) -> None:
+        try:
+            await asyncio.to_thread(self.snapshots.collect, self._running_folders())
+        except OSError:
+            self.log.exception("Old snapshots could not be removed")
+
     def _warehouse_path(self) -> Path:
-        if self.warehouse:
-            path = Path(self.warehouse).expanduser().absolute()
-        else:
-            path = self.data_path / "sample_warehouse.duckdb"
-            if not path.exists():
-                build_sample_warehouse(path, lambda line: print(line, flush=True))
+        path = self.warehouse_file
+        if not self.warehouse and not path.exists():
+            build_sample_warehouse(path, lambda line: print(line, flush=True))
         try:
             source.version(path)
         except SnapshotError as error:
@@ -282,6 +375,8 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         await super().start()
         if self.subapp or self.generate_config or self.generate_certs:
             return
+        await self._collect_snapshots()
+        PeriodicCallback(self._collect_snapshots, COLLECT_INTERVAL * 1000).start()
         # what was loaded until here stays for good: full collections, which stop all requests, need not look at it
         gc.freeze()
         self._warn_about_exposure()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jupyterhub import app as jupyterhub_app
 from jupyterhub import orm
@@ -16,17 +17,21 @@ from marimohub import __version__
 from marimohub.startup import StartupError
 
 
-def _hub(parent: Application) -> Any:
+def load_hub(parent: Application) -> Any:
+    """The hub that the configuration describes, not started. The command line goes before the file."""
     from marimohub.app import MarimoHub  # the hub names these classes as its subcommands
 
+    given = copy.deepcopy(parent.config)
     hub = MarimoHub(parent=parent)
     hub.load_config_file(hub.config_file)
+    hub.update_config(given)
     return hub
 
 
-def _fail(application: Application, message: str) -> None:
+def fail(message: str) -> NoReturn:
+    """End with a sentence on the terminal and status 1."""
     print(f"marimohub: {message}", file=sys.stderr)
-    application.exit(1)
+    sys.exit(1)
 
 
 class Init(Application):
@@ -44,7 +49,7 @@ class Init(Application):
     def parse_command_line(self, argv: Any = None) -> None:
         super().parse_command_line(argv)
         if len(self.extra_args) > 1:
-            _fail(self, "Give at most one file name.")
+            fail("Give at most one file name.")
         if self.extra_args:
             self.path = self.extra_args[0]
 
@@ -54,9 +59,9 @@ class Init(Application):
             with open(self.path, "w" if self.overwrite else "x") as file:
                 file.write(text)
         except FileExistsError:
-            _fail(self, f"{self.path} exists already. Use -y to overwrite it.")
+            fail(f"{self.path} exists already. Use -y to overwrite it.")
         except OSError as error:
-            _fail(self, f"{self.path} cannot be written: {error.strerror}.")
+            fail(f"{self.path} cannot be written: {error.strerror}.")
         print(f"Wrote {Path(self.path).absolute()}. Start the hub in this folder with: marimohub")
 
 
@@ -70,15 +75,15 @@ class NewToken(jupyterhub_app.NewToken):
 
     def start(self) -> None:
         try:
-            hub = _hub(self)
+            hub = load_hub(self)
             if not hub.data_path.is_dir():
                 raise StartupError(f"There is no data folder {hub.data_path}. Start the hub once first.")
             hub.init_db()
         except StartupError as error:
-            _fail(self, str(error))
+            fail(str(error))
         user = orm.User.find(hub.db, self.name)
         if user is None:
-            _fail(self, f"There is no user {self.name!r}; users appear at their first sign-in.")
+            fail(f"There is no user {self.name!r}; users appear at their first sign-in.")
         print(user.new_api_token(note="made on the command line"))
 
 
@@ -93,7 +98,7 @@ class UpgradeDB(jupyterhub_app.UpgradeDB):
         from marimohub.app import upgrade
 
         try:
-            upgrade(_hub(self))
+            upgrade(load_hub(self))
         except StartupError as error:
-            _fail(self, str(error))
+            fail(str(error))
         print("The database is up to date.")

@@ -19,7 +19,7 @@ from marimohub.files import NoSpace
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 VERSION_TABLE = "marimohub_alembic_version"
 BUSY_TIMEOUT_MS = 30_000
 _MIGRATIONS = Path(__file__).parent / "migrations"

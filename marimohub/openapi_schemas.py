@@ -81,6 +81,7 @@ SCHEMAS: dict[str, Json] = {
                     "holder": {**_STRING, "description": "`lock_held`: who."},
                     "since": {**_ref("Time"), "description": "`lock_held`: since when."},
                     "draft": {**_ID, "description": "A refused save: the id it is kept under."},
+                    "problems": {**_list(_ref("Problem")), "description": "`invalid_policy`, `invalid_attributes`."},
                     "log": {**_list(_STRING), "description": "`server_failed`, administrators only."},
                 },
                 "required": ["code", "message"],

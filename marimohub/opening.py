@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy.orm import Session
 
@@ -13,6 +12,7 @@ from marimohub import locks
 from marimohub.database import Database
 from marimohub.notebook_errors import FileMissing
 from marimohub.notebooks import NotebookStore
+from marimohub.personal import PersonalSnapshots, Place
 from marimohub.snapshots.cache import SnapshotCache
 
 Report = Callable[[str, int, str], Awaitable[None]]
@@ -36,6 +36,7 @@ class HubServices:
     database: Database
     store: NotebookStore
     snapshots: SnapshotCache
+    personal: PersonalSnapshots
     lock_ttl: float
     workspace: str
     clock: Callable[[], float]
@@ -47,25 +48,27 @@ async def open_notebook(
     name: str,
     user: str,
     *,
-    snapshot_folder: Path,
+    place: Place,
+    stop_server: Callable[[], Awaitable[None]],
     start_server: Callable[[Report], Awaitable[None]],
     report: Report,
 ) -> locks.LockState:
     """Take the lock, link a current snapshot into the user's folder, and see that their server runs.
 
     Args:
+        place: where this person's snapshot goes.
+        stop_server: ends their server, if it runs: one that has what they may no longer see does not go on.
         report: told the phase (`lock`, `snapshot`, `server`), progress in percent, and a sentence.
 
     Raises:
         NotFound, FileMissing, LockHeld: nothing was done.
-        SnapshotError, NoSpace, ServerFailed: a lock that this call took is given back.
+        PolicyInvalid, SnapshotError, NoSpace, ServerFailed: a lock that this call took is given back.
     """
     lock, taken = await services.database.run(_lock, services, workspace_id, name, user)
     try:
         await report("lock", 10, "You hold the lock")
         await report("snapshot", 20, "Taking a snapshot of the warehouse")
-        snapshot = await services.snapshots.ensure()
-        await asyncio.to_thread(services.snapshots.link, snapshot, snapshot_folder)
+        await _give_snapshot(services, place, stop_server, report)
         await report("snapshot", 50, "The snapshot is ready")
         await start_server(report)
     except BaseException:
@@ -73,6 +76,29 @@ async def open_notebook(
             await asyncio.shield(services.database.write(_give_back, services, workspace_id, name, user, lock.fence))
         raise
     return lock
+
+
+async def _give_snapshot(
+    services: HubServices, place: Place, stop_server: Callable[[], Awaitable[None]], report: Report
+) -> None:
+    """The cache reports from wherever the work is done; what it says is passed on while it is waited for."""
+    said: asyncio.Queue[tuple[float, str] | None] = asyncio.Queue()
+
+    async def give() -> None:
+        try:
+            await services.personal.give(
+                place, stop=stop_server, report=lambda part, what: said.put_nowait((part, what))
+            )
+        finally:
+            said.put_nowait(None)
+
+    giving = asyncio.create_task(give())
+    try:
+        while (heard := await said.get()) is not None:
+            await report("snapshot", 20 + round(30 * heard[0]), heard[1])
+        await giving
+    finally:
+        giving.cancel()
 
 
 def _lock(services: HubServices, workspace_id: int, name: str, user: str) -> tuple[locks.LockState, bool]:

@@ -137,6 +137,33 @@ class Notice(Base):
     created: Mapped[float] = mapped_column(Double)
 
 
+class PolicyRevision(Base):
+    """One text of a workspace's policy. Rows are only ever added; the one of the highest revision applies."""
+
+    __tablename__ = "marimohub_policies"
+    __table_args__ = (UniqueConstraint("workspace_id", "revision"),)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("marimohub_workspaces.id", ondelete="CASCADE"))
+    revision: Mapped[int] = mapped_column(BigInteger)
+    text: Mapped[str] = mapped_column(Text)
+    author: Mapped[str] = mapped_column(String(255))
+    comment: Mapped[str] = mapped_column(Text, default="")
+    created: Mapped[float] = mapped_column(Double)
+
+
+class UserAttribute(Base):
+    """A fact about a person that the policy's rules may ask for. `value` is JSON."""
+
+    __tablename__ = "marimohub_user_attributes"
+
+    user_name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+    changed: Mapped[float] = mapped_column(Double)
+    changed_by: Mapped[str] = mapped_column(String(255))
+
+
 class AuditEntry(Base):
     """What an administrator did to somebody else's work or account."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
 import resource
+import secrets
 import socket
 import subprocess
 import sys
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 # what the hub writes below its data folder
-_ENTRIES = ("cookie_secret", "hub.lock", "marimohub.sqlite", "notebooks", "proxy", "snapshots", "users")
+_ENTRIES = ("cookie_secret", "hub.lock", "marimohub.sqlite", "masking_key", "notebooks", "proxy", "snapshots", "users")
 
 
 class StartupError(Exception):
@@ -73,6 +76,35 @@ def take_hub_lock(path: Path) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+def masking_key(path: Path) -> str:
+    """The secret of hash masks, made at the first call: 128 random bits as 22 characters of base64.
+
+    That short, so that a key and an e-mail address fit into one block of SHA-256.
+
+    Raises:
+        StartupError: the file is damaged. Values hashed with another key are others, so it is not replaced.
+    """
+    file = path / "masking_key"
+    temporary = path / f".masking_key.{secrets.token_hex(6)}"
+    try:
+        if not file.exists():
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w") as writing:
+                writing.write(secrets.token_urlsafe(16))
+                writing.flush()
+                os.fsync(writing.fileno())
+            # whoever comes first wins: the command line may do the same at the same time
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, file)
+            temporary.unlink()
+        key = file.read_text().strip()
+    except OSError as error:
+        raise StartupError(f"{file} cannot be read or made: {error.strerror}.") from error
+    if not re.fullmatch(r"[A-Za-z0-9_-]{22}", key):
+        raise StartupError(f"{file} is damaged. Restore it from a backup; without it, hashed values will be others.")
+    return key
 
 
 def raise_file_limit() -> None:

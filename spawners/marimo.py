@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jupyterhub.scopes import get_scopes_for
 from jupyterhub.spawner import SpawnException
 from jupyterhub.traitlets import Command
+from jupyterhub.utils import maybe_future
 from traitlets import Integer, Unicode, default
 from traitlets.config import Configurable
 
@@ -70,11 +71,13 @@ class MarimoSpawner(_Base):
     def _server_token_scopes_default(self) -> list[str]:
         return ["users:activity!user", "custom:notebooks:sync"]
 
-    def run_pre_spawn_hook(self) -> Any:
+    async def run_pre_spawn_hook(self) -> None:
         """Refuse a server to those who may not edit: JupyterHub's own pages and API would start one for anybody.
 
+        And see that it finds a snapshot of what the person may see now, or none, whoever asked for the start.
+
         Raises:
-            SpawnException: 403.
+            SpawnException: 403; 503 if there can be no snapshot now.
         """
         if self.required_scope and self.required_scope not in get_scopes_for(self.user.orm_user):
             raise SpawnException(
@@ -82,7 +85,16 @@ class MarimoSpawner(_Base):
                 reason="role",
                 status_code=403,
             )
-        return super().run_pre_spawn_hook()
+        prepare = self.user.settings.get("marimohub_before_start")
+        if prepare is not None:
+            try:
+                await prepare(self.user)
+            except Exception as error:
+                message = getattr(error, "message", None)
+                if message is None:
+                    raise
+                raise SpawnException(message, reason="snapshot", log_message=message, status_code=503) from error
+        await maybe_future(super().run_pre_spawn_hook())
 
     def get_args(self) -> list[str]:
         """None: the launcher reads everything from its environment."""
@@ -132,6 +144,7 @@ class MarimoSpawner(_Base):
         """Put a deleted user's folder aside, so that a later user of that name does not get it."""
         super().delete_forever()
         if not self.name and self.user_folder.is_dir():
+            shutil.rmtree(self.snapshot_folder, ignore_errors=True)  # what they made is kept, not what they could see
             aside = self.user_folder.with_name(f".deleted-{self.user_folder.name}-{int(time.time())}")
             shutil.move(self.user_folder, aside)
             self.log.info("Moved the folder of deleted user %s to %s", self.user.name, aside)

@@ -15,6 +15,7 @@ from marimohub import drafts, locks, versions
 from marimohub.auth import roles
 from marimohub.database import Database
 from marimohub.files import text_hash
+from marimohub.governance import store
 from marimohub.notebooks import NotebookStore
 from marimohub.orm import Notice
 from tests.hub import Hub, Person
@@ -22,6 +23,7 @@ from tests.test_openapi import described
 
 # Columns: somebody with no role; a viewer; an editor; an administrator; the token of an editor's notebook server;
 # a service with an editor's scope. "own" and "other": the notebook's author. "mine" and "theirs": who holds its lock.
+# {p} a revision of the policy, {person} the viewer, {me} the caller.
 # {n} a notebook, {v} its first version, {d} a draft of the caller's, {x} a draft of somebody else's, {m} a notice.
 TABLE = """
 GET    notebooks                          other free    403 200 200 200 403 200
@@ -74,6 +76,21 @@ POST   drafts/{d}/replace                 own   theirs  403 403 409 409 403 409
 POST   drafts/{d}/replace                 own   free    403 403 409 409 403 409
 POST   drafts/{x}/replace                 own   mine    403 403 404 404 403 404
 DELETE notices/{m}                        own   free    403 204 204 204 403 204
+GET    policy                             own   free    403 403 403 200 403 403
+PUT    policy {policy}                    own   free    403 403 403 201 403 403
+POST   policy/check {policy}              own   free    403 403 403 200 403 403
+POST   policy/draft                       own   free    403 403 403 200 403 403
+GET    policy/schema                      own   free    403 403 403 200 403 403
+GET    policy/history                     own   free    403 403 403 200 403 403
+GET    policy/history/{p}                 own   free    403 403 403 200 403 403
+GET    policy/explain?user={me}           own   free    403 200 200 200 403 403
+GET    policy/explain?user={person}       own   free    403 200 403 200 403 403
+GET    policy/diff?user=ed&other=vic      own   free    403 403 403 200 403 403
+POST   policy/revoke                      own   free    403 403 403 200 403 403
+GET    snapshot                           own   free    403 200 200 200 403 403
+POST   snapshot/refresh                   own   free    403 403 200 200 200 403
+GET    people/{person}/attributes         own   free    403 403 403 200 403 403
+PUT    people/{person}/attributes {attributes} own free 403 403 403 200 403 403
 GET    notebooks-openapi.json             own   free    200 200 200 200 200 200
 """
 COLUMNS = ("none", "viewer", "editor", "admin", "server", "service")
@@ -87,6 +104,7 @@ c.JupyterHub.load_roles = [
 ]
 """
 TEXT = "a = 1\n"
+POLICY = "version: 1\nlevels: [public]\ntables: {}\n"
 TTL = 900.0
 
 
@@ -140,6 +158,8 @@ class Scene:
             session.add(notice)
             session.flush()
             found["m"] = notice.id
+            policy = store.apply(session, 1, POLICY, author="zoe", comment="", expected=None, now=now)
+            found |= {"p": policy.revision, "person": "vic", "me": caller.removeprefix("service:")}
         found["v"] = versions.history(self.store, 1, name, now=now)[0].id
         return found
 
@@ -148,6 +168,8 @@ class Scene:
             "": {} if method == "POST" else None,
             "{name}": {"name": self.new_name()},
             "{fence}": {"fence": stage["fence"]},
+            "{policy}": {"text": POLICY},
+            "{attributes}": {"attributes": {}},
             "{save}": {"text": "b = 1\n", "base": text_hash(TEXT), "fence": stage["fence"]},
         }
         return requests.request(

@@ -22,7 +22,10 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, Person
     folder = tmp_path_factory.mktemp("with space é")
     warehouse = folder / "my warehouse.duckdb"
     make(warehouse, 10)
-    hub = Hub(tmp_path_factory.mktemp("changes"), f"c.MarimoHub.warehouse = {str(warehouse)!r}")
+    hub = Hub(
+        tmp_path_factory.mktemp("changes"),
+        f"c.MarimoHub.warehouse = {str(warehouse)!r}\nc.MarimoHub.governance = 'off'",
+    )
     hub.start()
     ann = Person(hub, "ann").set_up()
     ann.api("POST", "/notebooks", {"name": "first"})

@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from marimohub.handlers import accounts as account_pages
-from marimohub.handlers import drafts, events, notebooks, openapi, pages, people, versions
+from marimohub.handlers import (
+    drafts,
+    events,
+    notebooks,
+    openapi,
+    pages,
+    people,
+    policy,
+    policy_pages,
+    snapshots,
+    versions,
+)  # fmt: skip
 from marimohub.opening import HubServices
 
 __all__ = ["HubServices", "overrides", "routes"]
@@ -20,11 +31,18 @@ def routes(static: Path | None, *, accounts: bool) -> list[tuple[Any, ...]]:
             reaches and only the API is served.
         accounts: whether this hub keeps accounts of its own.
     """
-    found: list[tuple[Any, ...]] = [*notebooks.handlers, *versions.handlers, *drafts.handlers]
+    found: list[tuple[Any, ...]] = [
+        *notebooks.handlers,
+        *versions.handlers,
+        *drafts.handlers,
+        *policy.handlers,
+        *snapshots.handlers,
+    ]
     if static is not None:
         found += [
             (r"/marimohub-static/(.+)", pages.StaticHandler, {"path": str(static)}),
             *pages.handlers,
+            *policy_pages.handlers,
             *events.handlers,
         ]
         if accounts:

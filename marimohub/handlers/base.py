@@ -16,11 +16,18 @@ from tornado import web
 from marimohub import locks, notebook_errors
 from marimohub.auth import roles
 from marimohub.files import NoSpace
+from marimohub.governance.attributes import AttributesInvalid
+from marimohub.governance.errors import PolicyInvalid
+from marimohub.governance.store import NoRevision, PolicyChanged
+from marimohub.governing import NoObject, PolicyRefused
 from marimohub.names import InvalidName
 from marimohub.notebook_templates import UnknownTemplate
 from marimohub.opening import HubServices, ServerFailed
 from marimohub.permissions import Viewer, isoformat
+from marimohub.personal import AccessChanged
+from marimohub.policy_models import problem_models
 from marimohub.snapshots.errors import SnapshotError
+from marimohub.subjects import NoPerson
 
 MAX_ID = 2**63 - 1
 # JSON may write a character of two bytes as six (`\u00fc`), so a text grows to at most three times its size
@@ -53,6 +60,14 @@ STATUS: dict[type[Exception], int] = {
     notebook_errors.NoDraft: 404,
     notebook_errors.NotebookError: 409,
     locks.LockError: 409,
+    PolicyRefused: 400,
+    AttributesInvalid: 400,
+    AccessChanged: 409,
+    PolicyChanged: 409,
+    PolicyInvalid: 409,
+    NoRevision: 404,
+    NoObject: 404,
+    NoPerson: 404,
     NoSpace: 507,
     SnapshotError: 503,
     ServerFailed: 503,
@@ -75,6 +90,8 @@ def describe(error: Exception, *, admin: bool) -> tuple[int, dict[str, Any]] | N
             body |= {"holder": error.holder, "since": isoformat(error.since)}
         elif isinstance(error, notebook_errors.SaveRefused):
             body |= {"draft": error.draft}
+        elif isinstance(error, PolicyInvalid) and admin:
+            body |= {"problems": problem_models(error.problems)}
         elif isinstance(error, ServerFailed) and admin:
             body |= {"log": error.log}
         return status, {"error": body}

@@ -13,6 +13,7 @@ from tornado.iostream import StreamClosedError
 from marimohub import drafts, locks, notebook_templates
 from marimohub.auth import roles
 from marimohub.handlers.base import ApiHandler, RequestError, answers, describe
+from marimohub.handlers.servers import ServerApi
 from marimohub.names import check_name, is_well_formed
 from marimohub.notebook_errors import NotFound
 from marimohub.notebooks import NotebookInfo
@@ -20,8 +21,6 @@ from marimohub.opening import Report, ServerFailed, open_notebook
 from marimohub.orm import Notice
 from marimohub.permissions import draft_model, isoformat, notebook_model
 from marimohub.revoking import force_unlock
-
-STOP_WAIT_SECONDS = 60
 
 
 class NotebookApi(ApiHandler):
@@ -123,7 +122,7 @@ class NotebookHandler(NotebookApi):
         self.finish()
 
 
-class LockHandler(NotebookApi):
+class LockHandler(ServerApi, NotebookApi):
     """Open: takes the lock, a snapshot, and starts the server. A client that accepts events sees the progress."""
 
     _streaming = False
@@ -131,9 +130,7 @@ class LockHandler(NotebookApi):
     @answers
     async def post(self, name: str) -> None:
         self.require(roles.EDIT)
-        user = self.current_user
-        if getattr(user, "spawners", None) is None:
-            raise RequestError(403, "forbidden", "Only a person can open a notebook, not a service.")
+        user = self.person()
         workspace_id = await self.workspace_id()
         self._streaming = "text/event-stream" in self.request.headers.get("Accept", "")
         if self._streaming:
@@ -145,7 +142,8 @@ class LockHandler(NotebookApi):
                 workspace_id,
                 name,
                 user.name,
-                snapshot_folder=user.spawner.snapshot_folder,
+                place=await self.place_of(user),
+                stop_server=lambda: self.stop_server(user),
                 start_server=self.start_server,
                 report=self.report,
             )
@@ -207,7 +205,7 @@ class LockHandler(NotebookApi):
         """See that the user's server runs, as JupyterHub starts it."""
         user = self.current_user
         spawner = user.spawners[""]
-        await self._wait_for_stop(spawner)
+        await self.wait_for_stop(spawner)
         if spawner.ready and not await self._answers(spawner) and await spawner.poll() is not None:
             # it died since the last poll: clear it away as the poll would
             await self.user_stopped(user, "")
@@ -241,13 +239,6 @@ class LockHandler(NotebookApi):
         except TimeoutError:
             return False
         return True
-
-    async def _wait_for_stop(self, spawner: Any) -> None:
-        for _ in range(STOP_WAIT_SECONDS * 10):
-            if spawner.pending != "stop":
-                return
-            await asyncio.sleep(0.1)
-        raise ServerFailed("Your notebook server is still stopping. Try again in a minute.", [])
 
 
 class HeartbeatHandler(NotebookApi):

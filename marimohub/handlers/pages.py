@@ -12,6 +12,7 @@ from tornado import web
 
 from marimohub import notebook_templates
 from marimohub.auth import roles
+from marimohub.governance import store
 from marimohub.handlers.base import ApiHandler, PageHandler, RequestError, answers
 from marimohub.handlers.notebooks import listing, notices
 from marimohub.notebook_errors import NoWorkspace
@@ -45,8 +46,17 @@ class NotebooksPage(PageHandler):
             ],
             lock_ttl_minutes=round(services.lock_ttl / 60),
             notices=await services.database.read(notices, viewer.user),
+            governance=await self._governance(data["workspace"]),
         )
         self.finish(html)
+
+    async def _governance(self, workspace: str) -> str:
+        """What decides who sees which data: `off`, `none` (there is no policy yet), or `policy`."""
+        services = self.hub_services
+        if not self.settings["marimohub_governor"].enabled:
+            return "off"
+        workspace_id = await services.database.read(services.store.workspaces.find, workspace)
+        return "policy" if await services.database.read(store.current_revision, workspace_id) else "none"
 
 
 def _rows(macro: Any, notebooks: list[dict[str, Any]], role: str | None, now: float) -> Markup:

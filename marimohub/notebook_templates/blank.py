@@ -17,7 +17,7 @@ with app.setup:
 def _():
     # The warehouse as it was when this notebook was opened. It can be read, not changed.
     try:
-        con = duckdb.connect(os.environ["MARIMOHUB_SNAPSHOT"], read_only=True)
+        con = duckdb.connect(os.path.realpath(os.environ["MARIMOHUB_SNAPSHOT"]), read_only=True)
     except (KeyError, duckdb.Error):
         mo.stop(True, mo.callout("There is no warehouse snapshot here. Open this notebook from the hub's Notebooks page."))
 

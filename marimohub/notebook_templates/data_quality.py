@@ -49,7 +49,7 @@ def _(con):
         ORDER BY "schema", "name"
         """,
     )
-    mo.stop(tables.is_empty(), mo.callout("This warehouse has no tables yet. Come back after the first sync."))
+    mo.stop(tables.is_empty(), mo.callout("There are no tables here that you may see. Come back after the first sync, or ask an administrator."))
 
     table_picker = mo.ui.dropdown(
         options={label(row): row for row in tables.to_dicts()},
@@ -556,7 +556,8 @@ def open_snapshot():
     if not snapshot:
         mo.stop(True, mo.callout("There is no warehouse snapshot here. Open this notebook from the hub's Notebooks page."))
     try:
-        con = duckdb.connect(snapshot, read_only=True)
+        # a refreshed snapshot comes under another name, so the link is resolved before DuckDB sees it
+        con = duckdb.connect(os.path.realpath(snapshot), read_only=True)
         taken = snapshot_time(Path(snapshot))
     except (duckdb.Error, OSError) as error:
         advice = mo.md("The warehouse snapshot cannot be opened. Open the notebook again from the hub's Notebooks page.")
@@ -570,10 +571,10 @@ def open_snapshot():
 
 @app.function(hide_code=True)
 def snapshot_time(path):
-    """When the snapshot was taken: what the hub noted in warehouse.json, else the time of the file."""
+    """When the snapshot was taken: when the hub last saw the warehouse unchanged (warehouse.json), else the time of the file."""
     try:
-        created = json.loads(path.with_suffix(".json").read_text())["created"]
-        return datetime.fromisoformat(created).astimezone(timezone.utc)
+        checked = json.loads(path.with_suffix(".json").read_text())["checked"]
+        return datetime.fromisoformat(checked).astimezone(timezone.utc)
     except (OSError, ValueError, KeyError, TypeError):
         return datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
 

@@ -71,7 +71,7 @@ def needs_server_token(connection: HTTPConnection, path: str) -> bool:
     # Reading by script. What a browser shows by itself (a download, an image) is not readable for the page
     # that asked, and virtual files have unguessable names.
     by_script = connection.headers.get("sec-fetch-dest", "document") == "empty"
-    return by_script and (path.startswith("api/") or path == "sse")
+    return by_script and (path.startswith(("api/", "marimohub/")) or path == "sse")
 
 
 def check_server_token(connection: HTTPConnection, expected: str) -> None:

@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marimohub.singleuser import browser, fileops
+from marimohub.singleuser import browser, fileops, snapshots
 from marimohub.singleuser.auth import (
     LOGIN_TIME,
     Authenticator,
@@ -29,9 +29,10 @@ from marimohub.singleuser.auth import (
 )
 from marimohub.singleuser.files import NotebookFolder
 from marimohub.singleuser.marimo_seam import MarimoApp
-from marimohub.singleuser.page import message_page, with_token_script
+from marimohub.singleuser.page import message_page, with_scripts
 from marimohub.singleuser.presence import Activity, Presence
 from marimohub.singleuser.settings import Settings
+from marimohub.singleuser.snapshots import SnapshotStatus
 from marimohub.singleuser.streams import Held, Revocable, with_headers
 from marimohub.singleuser.sync import CannotOpen, NotebookSync
 
@@ -55,12 +56,14 @@ class Gate:
         sync: NotebookSync,
         presence: Presence,
         activity: Activity,
+        snapshots: SnapshotStatus,
         notebooks_url: str,
         on_shutdown: Callable[[], Awaitable[None]],
     ) -> None:
         self.app = app
         self.settings, self.auth, self.marimo = settings, authenticator, marimo
         self.folder, self.sync, self.presence, self.activity = folder, sync, presence, activity
+        self.snapshots = snapshots
         self.notebooks_url = notebooks_url
         self.on_shutdown = on_shutdown
 
@@ -137,7 +140,10 @@ class Gate:
                 return
             held = Held(send)
             await self.app(inner, receive, held.send)
-            await held.release(lambda page: with_token_script(page, self.marimo.server_token, self.settings.prefix))
+            await held.release(lambda page: with_scripts(page, self.marimo.server_token, self.settings.prefix))
+        elif path.startswith(snapshots.PREFIX):
+            response = await self.snapshots.answer(path, scope["method"])
+            await response(scope, receive, send)
         elif path in fileops.GUARDED:
             fields, receive = await fileops.read_fields(receive, connection.headers.get("content-type", ""))
             reason = fileops.refusal(path, fields, self.folder)

@@ -12,6 +12,8 @@ from marimohub.singleuser.settings import Settings
 
 # A hub that does not answer in this time is treated as one that is down: saving must not hang on it.
 TIMEOUT = aiohttp.ClientTimeout(total=15, connect=3)
+# Building a snapshot of a large warehouse takes as long as it takes; the hub watches that.
+SNAPSHOT_TIMEOUT = aiohttp.ClientTimeout(total=3600, connect=3)
 
 
 class HubUnreachable(Exception):
@@ -60,6 +62,13 @@ class HubApi:
         """Say that the lock holder is still there."""
         await self._notebook("POST", name, "heartbeat", {"fence": fence})
 
+    async def refresh_snapshot(self) -> dict[str, Any]:
+        """Have a new snapshot put into the user's folder. Returns `snapshot` and whether it is another one."""
+        answer = await self._request("POST", f"{self._settings.api_url}/snapshot/refresh", {}, timeout=SNAPSHOT_TIMEOUT)
+        if not isinstance(answer, dict):
+            raise HubUnreachable("snapshot: not the answer of a hub")
+        return answer
+
     async def activity(self, body: dict[str, Any]) -> None:
         """Report activity, so that the server is not culled."""
         await self._request("POST", self._settings.activity_url, body)
@@ -75,13 +84,27 @@ class HubApi:
             raise HubUnreachable(f"{method} {what}: not the answer of a hub")
         return answer
 
-    async def _request(self, method: str, url: str, body: Any, params: dict[str, str] | None = None) -> Any:
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        body: Any,
+        params: dict[str, str] | None = None,
+        timeout: aiohttp.ClientTimeout = TIMEOUT,
+    ) -> Any:
         if self._session is None or self._session.closed:
             self._session = aiohttp.ClientSession(timeout=TIMEOUT)
         headers = {"Authorization": f"token {self._settings.api_token}"}
         try:
             async with self._session.request(
-                method, url, json=body, params=params, headers=headers, ssl=self._ssl, allow_redirects=False
+                method,
+                url,
+                json=body,
+                params=params,
+                headers=headers,
+                ssl=self._ssl,
+                allow_redirects=False,
+                timeout=timeout,
             ) as answer:
                 raw = await answer.read()
                 status = answer.status

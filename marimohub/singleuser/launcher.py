@@ -20,6 +20,7 @@ from marimohub.singleuser.gate import Gate
 from marimohub.singleuser.hubapi import HubApi
 from marimohub.singleuser.presence import Activity, Presence
 from marimohub.singleuser.settings import BadEnvironment, Settings
+from marimohub.singleuser.snapshots import SnapshotStatus
 from marimohub.singleuser.sync import NotebookSync
 
 log = logging.getLogger("marimohub.singleuser")
@@ -96,6 +97,7 @@ def add_gate(app: Starlette, settings: Settings) -> None:
             settings.activity_interval,
             lambda: presence.anyone or marimo.running(),
         ),
+        snapshots=SnapshotStatus(settings.snapshot, hub),
         notebooks_url=oauth.hub_host + url_path_join(oauth.hub_prefix, "notebooks"),
         on_shutdown=on_shutdown,
     )

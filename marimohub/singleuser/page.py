@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+from importlib import resources
 
 from starlette.responses import HTMLResponse
 
-from marimohub.singleuser.browser import TOKEN_PARAMETER
+from marimohub.singleuser.browser import TOKEN_HEADER, TOKEN_PARAMETER
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -69,12 +70,18 @@ try {
 })()</script>"""
 
 
-def with_token_script(page: bytes, token: str, prefix: str) -> bytes:
-    """marimo's HTML with the script that sends the server token along with WebSockets."""
+_SNAPSHOT_SCRIPT = resources.files("marimohub.singleuser").joinpath("snapshot_badge.js").read_text("utf-8")
+
+
+def with_scripts(page: bytes, token: str, prefix: str) -> bytes:
+    """marimo's HTML with the scripts that send the server token along with WebSockets, and show the snapshot's age."""
 
     def literal(value: str) -> str:
         return json.dumps(value).replace("<", "\\u003c")
 
-    script = _SCRIPT % (literal(token), literal(prefix), literal(TOKEN_PARAMETER))
+    settings = json.dumps({"token": token, "prefix": prefix, "header": TOKEN_HEADER}).replace("<", "\\u003c")
+    badge = _SNAPSHOT_SCRIPT.replace("SETTINGS", settings)
+    scripts = _SCRIPT % (literal(token), literal(prefix), literal(TOKEN_PARAMETER))
+    scripts += f'<script data-marimohub="snapshot">{badge}</script>'
     head, tag, rest = page.partition(b"<head>")
-    return head + tag + script.encode() + rest if tag else script.encode() + page
+    return head + tag + scripts.encode() + rest if tag else scripts.encode() + page

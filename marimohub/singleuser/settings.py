@@ -34,6 +34,7 @@ class Settings:
     heartbeat_interval: float
     activity_interval: float
     api_token: str = field(repr=False)
+    snapshot: Path | None = None
 
     @property
     def base_url(self) -> str:
@@ -83,6 +84,7 @@ class Settings:
             folder=folder.resolve(),
             workspace=environ.get("MARIMOHUB_WORKSPACE") or "default",
             heartbeat_interval=seconds("MARIMOHUB_HEARTBEAT_INTERVAL", 60.0),
+            snapshot=Path(environ["MARIMOHUB_SNAPSHOT"]) if environ.get("MARIMOHUB_SNAPSHOT") else None,
             activity_interval=seconds("JUPYTERHUB_ACTIVITY_INTERVAL", 60.0),
             api_token=need("JUPYTERHUB_API_TOKEN"),
         )

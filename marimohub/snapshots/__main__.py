@@ -24,6 +24,12 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     copy.add_argument("source", metavar="SRC")
     copy.add_argument("destination", metavar="DST")
     copy.add_argument("--deadline", type=float, default=60.0, metavar="S", help="seconds; default %(default)s")
+    copy.add_argument(
+        "--no-sync",
+        dest="sync",
+        action="store_false",
+        help="do not wait for the disk; a power failure may tear the copy",
+    )
     sample = commands.add_parser("sample", help="build the sample warehouse")
     sample.add_argument("destination", metavar="DST")
     for command in (copy, sample):
@@ -55,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "copy":
             from marimohub.snapshots.source import copy
 
-            result = copy(options.source, options.destination, deadline=options.deadline)
+            result = copy(options.source, options.destination, deadline=options.deadline, sync=options.sync)
             report = {**vars(result), "path": str(result.path)}
             text = f"{result.path}: {result.size} bytes in {result.seconds:.2f} s ({result.method})"
         else:

@@ -1,293 +1,367 @@
-"""Snapshots that many users share: one copy per content of the warehouse, built once, linked into each folder.
+"""Snapshots that many people share: one per state of the warehouse and view of it, built once, linked into folders.
 
-The cache's folder holds `<key>.duckdb` (mode 0440) and `<key>.json` beside it, where the key is `source.version` of
-what was really copied. A build happens in `.build-<random>/` and arrives by a rename, so a half-built file never has
-a name that could be linked. Old snapshots are removed beyond the newest `keep`; a user's folder holds a hard link,
-so removing the cache's name takes nothing away from those who have it open.
+    <root>/raw/<version>.duckdb        consistent copies, with catalogue and fingerprints in <version>.json
+    <root>/parts/<key>.parquet         masked tables, which governed snapshots are built from
+    <root>/governed/<key>.duckdb       what people get, with its manifest in <key>.json
+    <root>/linked/<folder>.json        what each person's folder holds, out of that person's reach
+    <root>/.build-<random>/            builds under way; the rename out of it is what makes an entry
+
+A person's folder holds a hard link, so an entry with a second name is in use, whatever process dies. `collect` takes
+the links out of the folders of people without a running server, then what was not used for long or is too much.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import secrets
 import shutil
-import sys
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from marimohub.snapshots import source, transfer
-from marimohub.snapshots.errors import HelperFailed, NoSpace, SnapshotError, by_name, is_no_space
+from marimohub.snapshots import helper, links, masked, source
+from marimohub.snapshots.errors import NoSpace, SnapshotError, is_no_space
+from marimohub.snapshots.flights import Flights, Report, ignore
+from marimohub.snapshots.masked import Limits, Raw
+from marimohub.snapshots.plan import Plan, TablePlan
+from marimohub.snapshots.schema import WarehouseSchema
+from marimohub.snapshots.shelf import Entry, Shelf, write_json
 
-SNAPSHOT_NAME = "warehouse.duckdb"
-METADATA_NAME = "warehouse.json"
 BUILD_PREFIX = ".build-"
 # A checkpoint under way makes the version unknown; longer than this, copying is the faster way to find out.
 VERSION_DEADLINE = 2.0  # seconds
-# How long a snapshot that was handed out is safe from removal, so that its caller can link it.
-HANDED_OUT_GRACE = 300.0  # seconds
 # The helper watches its own deadline; this is only for one that hangs.
 HELPER_GRACE = 30.0  # seconds
+# A link may be this old without a running server: opening a notebook links first and starts then.
+LINKED_GRACE = 900.0  # seconds
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A finished snapshot: file, content key, when it was taken (UTC), bytes, and whether it was there already."""
+    """A finished snapshot.
+
+    `key` names the file's content, `version` that of the warehouse, `plan` the digest of the plan ("" for a plain
+    copy), `created` (UTC) is when the warehouse was copied, `checked` when it was last seen to be unchanged since,
+    `size` in bytes, `reused` whether it was there already, `manifest` what is in it.
+    """
 
     path: Path
     key: str
+    version: str
+    plan: str
     created: datetime
+    checked: datetime
     size: int
     reused: bool
+    manifest: dict[str, Any]
 
 
 class SnapshotCache:
     """Snapshots of one warehouse in one folder, which nobody else may use.
 
-    `deadline` is what one copy may take, `keep` how many snapshots stay for reuse, `max_age` (both times in seconds,
-    None: no limit) after which an unused one goes even so.
+    `deadline` is what one copy may take in seconds, `max_age` (seconds) and `max_bytes` what of the unused is kept,
+    `masking_key` the secret of hash masks.
     """
 
     def __init__(
-        self, root: Path, warehouse: Path, *, deadline: float = 60.0, keep: int = 3, max_age: float | None = None
+        self,
+        root: Path,
+        warehouse: Path,
+        *,
+        masking_key: str = "",
+        deadline: float = 60.0,
+        limits: Limits | None = None,
+        max_age: float = 7 * 86400.0,
+        max_bytes: int = 50 * 1024**3,
     ) -> None:
         self.root = Path(root)
         self.warehouse = Path(warehouse)
+        self.masking_key = masking_key
         self.deadline = deadline
-        self.keep = max(1, keep)
+        self.limits = limits or Limits()
         self.max_age = max_age
-        self._flight: asyncio.Task[Snapshot] | None = None
-        self._waiting = 0
-        self._known: tuple[tuple[object, ...], str] | None = None
-        self._handed_out: dict[str, float] = {}
+        self.max_bytes = max_bytes
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._raw = Shelf(self.root / "raw", ".duckdb")
+        self._parts = Shelf(self.root / "parts", ".parquet")
+        self._governed = Shelf(self.root / "governed", ".duckdb")
+        self._links = self.root / "linked"
+        self._links.mkdir(mode=0o700, exist_ok=True)
+        self._copies: Flights[tuple[Raw, bool]] = Flights()
+        self._builds: Flights[tuple[Entry, bool]] = Flights()
+        # one build at a time has all the memory and threads of `limits`, and finds the parts that the last one made
+        self._turn = asyncio.Semaphore(1)
+        self._known: tuple[tuple[object, ...], Raw, datetime] | None = None
+        self._background: set[asyncio.Task[None]] = set()
         self.remove_leftovers()
 
     def remove_leftovers(self) -> None:
-        """Remove what a hub that was killed in the middle of a build left behind."""
-        for entry in self.root.iterdir():
-            if entry.name.startswith(BUILD_PREFIX):
-                if entry.is_dir():
+        """Remove what killed processes left behind; builds that still run, also those of a command line, stay."""
+        for entry in self.root.glob(f"{BUILD_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink(missing_ok=True)
-            elif entry.suffix == ".duckdb" and not entry.with_suffix(".json").exists():
-                entry.unlink(missing_ok=True)
+                finally:
+                    os.close(descriptor)
+        for shelf in (self._raw, self._parts, self._governed):
+            shelf.remove_leftovers()
+        for former in (*self.root.glob("*.duckdb"), *self.root.glob("*.json")):  # of a MarimoHub before 0.2
+            former.unlink(missing_ok=True)
 
-    async def ensure(self) -> Snapshot:
-        """A snapshot of the warehouse as it is now; the one that exists if nothing was committed since.
+    # copies of the warehouse
+
+    async def raw(self, report: Report = ignore) -> Raw:
+        """A raw copy of the warehouse as it is now; the one that exists if nothing was committed since.
 
         Callers that come while one is being made get that one too, so it may be older than their call by what a copy
-        takes. The helper ends when every caller was cancelled. Raises SnapshotError.
+        takes. Raises SnapshotError.
         """
-        if self._flight is None:
-            self._flight = asyncio.create_task(self._find_or_build(), name="warehouse-snapshot")
-            self._flight.add_done_callback(self._landed)
-        flight = self._flight
-        self._waiting += 1
-        try:
-            snapshot = await asyncio.shield(flight)
-        except asyncio.CancelledError:
-            if self._waiting == 1 and not flight.done():
-                # Nobody may join what is about to be cancelled.
-                self._flight = None
-                flight.cancel()
-                with contextlib.suppress(asyncio.CancelledError, SnapshotError):
-                    await flight
-            raise
-        finally:
-            self._waiting -= 1
-        self._handed_out[snapshot.key] = time.monotonic()
-        return snapshot
+        return (await self._raw_now(report))[0]
 
-    def _landed(self, flight: asyncio.Task[Snapshot]) -> None:
-        if self._flight is flight:
-            self._flight = None
-        if not flight.cancelled():
-            flight.exception()  # every waiter got it; nobody waiting is no reason for a warning
+    async def schema(self) -> WarehouseSchema:
+        """The catalogue of the warehouse as it is now. Raises SnapshotError."""
+        return (await self.raw()).schema
 
-    async def _find_or_build(self) -> Snapshot:
+    async def _raw_now(self, report: Report) -> tuple[Raw, bool]:
+        return await self._copies.join("", self._find_or_copy, report)
+
+    async def _find_or_copy(self, report: Report) -> tuple[Raw, bool]:
         found = await asyncio.to_thread(self._find_current)
         if found is not None:
-            return found
+            return found, True
+        report(0.0, "Copying the warehouse")
+        async with self._build_folder() as folder:
+            file = folder / "raw.duckdb"
+            copied = await helper.run(
+                "copy",
+                {"source": str(self.warehouse), "destination": str(file), "deadline": self.deadline},
+                timeout=self.deadline + HELPER_GRACE,
+            )
+            report(0.7, "Looking at what is in it")
+            described = await helper.run(
+                "describe", {"raw": str(file), **self.limits.of(folder)}, timeout=self.limits.timeout
+            )
+            about = {**described, "created": copied["started"], "source": str(self.warehouse)}
+            entry = await asyncio.to_thread(self._raw.put, str(copied["version"]), file, about)
+        self._later(self._raw, entry.key)
+        return Raw(entry), False
+
+    def _find_current(self) -> Raw | None:
+        """The raw copy of the warehouse as it is now, if there is one. Reads its log, so it belongs in a thread."""
+        seen = source.glance(self.warehouse)
+        if self._known is not None and self._known[0] == seen and self._raw.find(self._known[1].version) is not None:
+            return self._known[1]
+        try:
+            version = source.version(self.warehouse, deadline=VERSION_DEADLINE)
+        except (source.SourceBusy, source.SourceChangedTooFast):
+            return None
+        entry = self._raw.find(version)
+        if entry is None:
+            return None
+        # the glance came first, so whatever changed since then makes the next one differ
+        self._known = seen, Raw(entry), datetime.now(UTC)
+        return self._known[1]
+
+    # what people get
+
+    async def plain(self, report: Report = ignore) -> Snapshot:
+        """The whole warehouse as it is now, for a hub without governance. Raises SnapshotError."""
+        raw, reused = await self._raw_now(report)
+        return self._snapshot(raw, raw.entry, "", reused, {"tables": None, "views": None, "omitted": []})
+
+    async def governed(self, raw: Raw, plan: Plan, report: Report = ignore) -> Snapshot:
+        """What `plan` makes of a raw copy: found, or built once for all who ask. Raises SnapshotError."""
+        key = masked.snapshot_key(raw, plan, self.masking_key)
+
+        async def work(say: Report) -> tuple[Entry, bool]:
+            found = await asyncio.to_thread(self._governed.find, key)
+            return (found, True) if found is not None else (await self._build(key, raw, plan, say), False)
+
+        entry, reused = await self._builds.join(key, work, report)
+        return self._snapshot(raw, entry, plan.digest(), reused, masked.manifest(plan, entry.about))
+
+    async def _build(self, key: str, raw: Raw, plan: Plan, report: Report) -> Entry:
+        report(0.0, "Waiting for another snapshot to be built")
+        async with self._turn, self._build_folder() as folder:
+            file, about = await masked.build(
+                raw,
+                plan,
+                self._parts,
+                folder,
+                base=await asyncio.to_thread(self._former, plan),
+                masking_key=self.masking_key,
+                limits=self.limits,
+                report=report,
+            )
+            entry = await asyncio.to_thread(self._governed.put, key, file, about)
+        self._later(self._governed, key)
+        return entry
+
+    def _former(self, plan: Plan) -> Entry | None:
+        """The newest snapshot of the same plan.
+
+        One of another plan would do as well, but this way a byte that stayed by mistake is one that these people saw.
+        """
+        for key in self._governed.newest_first():
+            entry = self._governed.peek(key)
+            if entry and entry.about["plan"] == plan.digest() and entry.about["builder"] == masked.BUILDER:
+                return self._governed.find(key)
+        return None
+
+    async def count(self, plans: Collection[TablePlan]) -> list[tuple[int, int]]:
+        """How many rows of each planned table are kept, and how many there are. Raises SnapshotError."""
+        raw = await self.raw()
+        async with self._build_folder() as folder:
+            found = await helper.run(
+                "count",
+                {
+                    "raw": str(raw.entry.path),
+                    "tables": [{"plan": asdict(plan)} for plan in plans],
+                    **self.limits.of(folder),
+                },
+                timeout=self.limits.timeout,
+            )
+        return [(kept, total) for kept, total in found["counts"]]
+
+    def _snapshot(self, raw: Raw, entry: Entry, plan: str, reused: bool, manifest: dict[str, Any]) -> Snapshot:
+        created = datetime.fromisoformat(raw.entry.about["created"])
+        return Snapshot(
+            entry.path, entry.key, raw.version, plan, created, datetime.now(UTC) if reused else created, entry.size,
+            reused, manifest,
+        )  # fmt: skip
+
+    # people's folders
+
+    def link(self, snapshot: Snapshot, folder: Path, **about: Any) -> Path:
+        """Put a snapshot into a person's folder; see `links.link`. May copy: call it in a thread.
+
+        The one that was there stays under its own name, for who is about to open it: `unlink` first what may not stay.
+
+        Args:
+            about: what else is to be remembered of it; `linked` gives it back. It is not shown to the person.
+        """
+        former = self.linked(folder).get("key")
+        public = {
+            "created": _iso(snapshot.created),
+            "checked": _iso(snapshot.checked),
+            "version": snapshot.version,
+            "key": snapshot.key,
+            "governed": bool(snapshot.plan),
+            "warehouse": self.warehouse.name,
+            **snapshot.manifest,
+        }
+        path = links.link(snapshot.path, snapshot.key, folder, public, keep=former)
+        record = {name: public[name] for name in ("created", "checked", "version", "key")}
+        write_json(self._record(folder), {**record, "plan": snapshot.plan, "folder": str(folder), **about})
+        return path
+
+    def unlink(self, folder: Path) -> None:
+        """Take the snapshots out of a person's folder. Raises SnapshotError if something may still be there."""
+        links.unlink(folder)
+        self._record(folder).unlink(missing_ok=True)
+
+    def linked(self, folder: Path) -> dict[str, Any]:
+        """What is known of the snapshot in a person's folder; empty if there is none.
+
+        Keys: `created`, `checked`, `version`, `key`, `plan`, and what `link` was told.
+        """
+        try:
+            found = json.loads(self._record(folder).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def links(self) -> list[dict[str, Any]]:
+        """What `linked` gives for everybody who has a snapshot."""
+        found = []
+        for record in self._links.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(json.loads(record.read_bytes()))
+        return found
+
+    def _record(self, folder: Path) -> Path:
+        return self._links / f"{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:32]}.json"
+
+    def collect(self, in_use: Collection[Path] | None = None) -> list[str]:
+        """Remove what nobody uses; returns the keys of what went. Belongs in a thread.
+
+        Args:
+            in_use: the folders of people whose server runs; the others' links are taken away. None: leave all links.
+        """
+        if in_use is not None:
+            running = {str(folder.absolute()) for folder in in_use}
+            for record in self._links.glob("*.json"):
+                with contextlib.suppress(OSError, ValueError, KeyError, SnapshotError):
+                    folder = Path(json.loads(record.read_bytes())["folder"])
+                    # a server may be about to start on what was linked just now
+                    if str(folder) not in running and time.time() - record.stat().st_mtime > LINKED_GRACE:
+                        self.unlink(folder)
+        removed = []
+        newest = self._newest_raw()
+        now = datetime.now(UTC).timestamp()
+        shelves = (self._raw, self._governed, self._parts)
+        excess = sum(shelf.size() for shelf in shelves) - self.max_bytes
+        unused = [(*entry, shelf) for shelf in shelves for entry in shelf.unused()]
+        for used, size, key, shelf in sorted(unused, key=lambda entry: entry[0]):
+            if (shelf is self._raw and key == newest) or (excess <= 0 and now - used <= self.max_age):
+                continue
+            shelf.remove(key)
+            removed.append(key)
+            excess -= size
+        return removed
+
+    def _newest_raw(self) -> str:
+        """The copy that stays however old it is: an unchanged warehouse needs no new one."""
+        found = [(entry.stat().st_mtime, entry.name) for entry in os.scandir(self._raw.folder) if entry.is_file()]
+        newest = max((name for name in found if name[1].endswith(".json")), default=(0.0, ""))[1]
+        return newest.removesuffix(".json")
+
+    # housekeeping
+
+    @asynccontextmanager
+    async def _build_folder(self) -> AsyncIterator[Path]:
+        """A private folder for one build, gone afterwards, and taken for a leftover when this process died."""
         folder = self.root / f"{BUILD_PREFIX}{secrets.token_hex(6)}"
         try:
             folder.mkdir(mode=0o700)
-            report = await self._run_helper(folder / SNAPSHOT_NAME)
-            snapshot = await asyncio.to_thread(self._adopt, folder / SNAPSHOT_NAME, report)
-        except OSError as error:
-            raise _os_error(error, self.root) from error
-        finally:
-            # In a thread: to unlink a large half-made file takes long. Shielded: it has to happen.
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
-        await asyncio.to_thread(self.collect)
-        return snapshot
-
-    def _find_current(self) -> Snapshot | None:
-        """The snapshot of the warehouse as it is now, if there is one. Reads its log, so it belongs in a thread."""
-        seen = source.glance(self.warehouse)
-        if self._known is not None and self._known[0] == seen:
-            return self.find(self._known[1])
-        try:
-            key = source.version(self.warehouse, deadline=VERSION_DEADLINE)
-        except (source.SourceBusy, source.SourceChangedTooFast):
-            return None
-        # The glance came first, so whatever changed since then makes the next one differ.
-        self._known = seen, key
-        return self.find(key)
-
-    async def _run_helper(self, destination: Path) -> dict[str, object]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "marimohub.snapshots", "copy", str(self.warehouse), str(destination),
-            "--deadline", str(self.deadline), "--json", "--until-stdin-closes",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            # Not communicate(), which would close stdin and so end the helper.
-            assert process.stdout and process.stderr and process.stdin
-            async with asyncio.timeout(self.deadline + HELPER_GRACE):
-                output, complaint, status = await asyncio.gather(
-                    process.stdout.read(), process.stderr.read(), process.wait()
-                )
-        except TimeoutError:
-            raise HelperFailed(
-                "Copying the warehouse hangs. Ask your administrator to look at the disks of the hub."
-            ) from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        try:
-            report: dict[str, object] = json.loads(output)
-        except ValueError:
-            raise HelperFailed(_ended(status, complaint)) from None
-        failure = report.get("error")
-        if isinstance(failure, dict):
-            raise by_name(failure["type"], failure["message"])
-        return report
-
-    def _adopt(self, built: Path, report: dict[str, object]) -> Snapshot:
-        """Give a finished build its place under the key of what was copied. The file was synced by the helper."""
-        key = str(report["version"])
-        path = self.root / f"{key}.duckdb"
-        created = datetime.now(UTC).replace(microsecond=0)
-        size = os.path.getsize(built)
-        # The metadata goes first: remove_leftovers takes a database without it for half-made.
-        _write_json(
-            path.with_suffix(".json"),
-            {"created": _iso(created), "version": key, "source": str(self.warehouse), "size": size},
-        )
-        os.replace(built, path)
-        transfer.fsync_folder(str(self.root))
-        return Snapshot(path, key, created, size, reused=False)
-
-    def find(self, key: str) -> Snapshot | None:
-        """The finished snapshot with that key, or None. One that lost its metadata or has another size is none."""
-        path = self.root / f"{key}.duckdb"
-        try:
-            metadata = json.loads(path.with_suffix(".json").read_bytes())
-            if path.stat().st_size != metadata["size"]:
-                return None
-            return Snapshot(path, key, datetime.fromisoformat(metadata["created"]), metadata["size"], reused=True)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def collect(self) -> list[str]:
-        """Remove snapshots beyond the newest `keep` or older than `max_age`; returns their keys.
-
-        Those that were handed out in the last minutes stay, so that their callers can link them.
-        """
-        now = time.time()
-        recent = time.monotonic() - HANDED_OUT_GRACE
-        self._handed_out = {key: at for key, at in self._handed_out.items() if at > recent}
-        found: list[tuple[float, Path]] = []
-        for path in self.root.glob("*.duckdb"):
-            with contextlib.suppress(FileNotFoundError):
-                found.append((path.with_suffix(".json").stat().st_mtime, path))
-        removed: list[str] = []
-        for rank, (taken, path) in enumerate(sorted(found, reverse=True)):
-            old = self.max_age is not None and now - taken > self.max_age
-            # The newest one stays however old it is: an unchanged warehouse needs no new copy.
-            if path.stem in self._handed_out or rank == 0 or (rank < self.keep and not old):
-                continue
-            path.unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
-            removed.append(path.stem)
-        return removed
-
-    def link(self, snapshot: Snapshot, folder: Path) -> Path:
-        """Put the snapshot into a user's folder (made with mode 0700) as warehouse.duckdb, by an atomic rename.
-
-        A hard link, so it is quick and takes no room; a copy if the folder is on another file system, which takes
-        as long as the file is large: call it in a thread. Who has the former one open keeps it. Beside it,
-        warehouse.json says when the snapshot was taken; it is replaced right after. Returns the path of the file.
-        Raises SnapshotError.
-
-        DuckDB opens a path three times while it connects, so a connect in the very moment of the rename can mix two
-        snapshots, which ends in a deserialization error. Link before the notebook starts, or tell its code to retry.
-        """
-        folder = Path(folder)
-        target = folder / SNAPSHOT_NAME
-        temporary = folder / f".{SNAPSHOT_NAME}.{secrets.token_hex(6)}.part"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for leftover in folder.glob(f".{SNAPSHOT_NAME}.*.part"):
-                leftover.unlink(missing_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                os.link(snapshot.path, temporary)
-            except FileNotFoundError:
-                raise SnapshotError("The snapshot is no longer there. Open the notebook again.") from None
-            except OSError:
-                # Another file system, no hard links there, or too many of this file.
-                _copy(snapshot.path, temporary)
-            os.replace(temporary, target)
-            # rename() does nothing when both names are the same file already.
-            temporary.unlink(missing_ok=True)
-            _write_json(
-                folder / METADATA_NAME,
-                {"created": _iso(snapshot.created), "version": snapshot.key, "warehouse": self.warehouse.name},
-            )
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield folder
+            finally:
+                os.close(descriptor)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise _os_error(error, folder) from error
-        return target
+            if is_no_space(error):
+                raise NoSpace(
+                    f"There is no room for a snapshot in {self.root}. Make room on that disk and try again."
+                ) from error
+            raise SnapshotError(f"The snapshot could not be stored: {error.strerror or error}.") from error
+        finally:
+            # in a thread: to unlink a large half-made file takes long; shielded: it has to happen
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+
+    def _later(self, shelf: Shelf, key: str) -> None:
+        """Sync an entry and remove old ones, while nobody waits."""
+
+        async def work() -> None:
+            await asyncio.to_thread(shelf.settle, key)
+            await asyncio.to_thread(self.collect)
+
+        task = asyncio.create_task(work())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
 
 def _iso(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
-
-
-def _write_json(path: Path, value: dict[str, object]) -> None:
-    temporary = path.with_name(f"{BUILD_PREFIX}{path.name}.{secrets.token_hex(6)}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _copy(origin: Path, destination: Path) -> None:
-    with open(origin, "rb") as reading, open(destination, "xb") as writing:
-        transfer.transfer(reading.fileno(), writing.fileno(), os.fstat(reading.fileno()).st_size, lambda: None)
-        os.fsync(writing.fileno())
-    os.chmod(destination, 0o440)
-
-
-def _ended(status: int, complaint: bytes) -> str:
-    last = complaint.decode(errors="replace").strip().rsplit("\n", 1)[-1]
-    why = f"signal {-status}" if status < 0 else f"status {status}"
-    return f"Copying the warehouse was interrupted ({why}{': ' + last if last else ''}). Try again."
-
-
-def _os_error(error: OSError, folder: Path) -> SnapshotError:
-    if is_no_space(error):
-        return NoSpace(f"There is no room for a snapshot in {folder}. Make room on that disk and try again.")
-    return SnapshotError(f"The snapshot could not be stored in {folder}: {error.strerror or error}.")
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

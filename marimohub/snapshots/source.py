@@ -36,14 +36,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from marimohub.snapshots.errors import (
     CopyTooSlow,
@@ -59,7 +59,7 @@ from marimohub.snapshots.errors import (
 )
 from marimohub.snapshots.layout import HEADERS_SIZE
 from marimohub.snapshots.reader import SIDECARS, SourceFile, State, Unsettled, opened, unreadable
-from marimohub.snapshots.transfer import fsync_folder, transfer, write_all
+from marimohub.snapshots.transfer import fsync_file, fsync_folder, transfer, write_all
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -76,6 +76,7 @@ MALFORMED_LIMIT = 6
 POLL = 0.01  # seconds
 
 T = TypeVar("T")
+_Config: TypeAlias = dict[str, str | bool | int | float | list[str]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class CopyResult:
     """What `copy` made: `version` names the content (see `version`), `size` is in bytes, `seconds` wall time.
 
     `method` is how the bytes moved (reflink, copy_file_range, sendfile, read), `attempts` how many copies were
-    started, `wal_bytes` how much of the write-ahead log was folded in, `quiet` whether no writer had the file.
+    started, `wal_bytes` how much of the write-ahead log was folded in, `quiet` whether no writer had the file. Of
+    `seconds`, `startup` went by while the bytes were there and DuckDB was still being loaded and started.
     """
 
     path: Path
@@ -94,6 +96,7 @@ class CopyResult:
     wal_bytes: int
     quiet: bool
     seconds: float
+    startup: float
 
 
 class _Deadline:
@@ -130,19 +133,22 @@ def glance(source: Path | str) -> tuple[object, ...]:
         raise unreadable(f"The warehouse {source}", error) from error
 
 
-def copy(source: Path | str, destination: Path | str, *, deadline: float = 60.0) -> CopyResult:
-    """Copy a warehouse consistently to `destination`, checkpointed, without a .wal, mode 0440, synced to disk.
+def copy(source: Path | str, destination: Path | str, *, deadline: float = 60.0, sync: bool = True) -> CopyResult:
+    """Copy a warehouse consistently to `destination`, checkpointed, without a .wal, mode 0440.
 
     The copy holds every commit that had returned before the call. An existing destination is replaced by a rename;
-    after an error nothing is left. `deadline` is in seconds. Opens the copy with DuckDB, so the calling process must
-    never have opened the source with DuckDB. Raises a SnapshotError with a sentence for the user.
+    after an error nothing is left. With `sync`, the file and its name are on disk when this returns. Without, they
+    are whole for every process on this machine and outlive this process, but not a power failure, after which the
+    name may be missing or the file be torn: a caller must drop such a copy once the machine has started anew.
+    `deadline` is in seconds. Opens the copy with DuckDB, so the calling process must never have opened the source
+    with DuckDB. Raises a SnapshotError with a sentence for the user.
     """
     target = Path(destination)
     begin = time.monotonic()
     limit = _Deadline(deadline)
-    temporary = str(target.with_name(f".{target.name}.{secrets.token_hex(6)}.part"))
-    # DuckDB's import takes as long as copying 100 MB, and the copy runs without the interpreter lock.
-    threading.Thread(target=_import_duckdb, daemon=True).start()
+    temporary = str(target.with_name(f".{target.name}.{os.urandom(6).hex()}.part"))
+    session = _Session(temporary)
+    session.start()
     try:
         with opened(Path(source)) as file:
             attempts = 0
@@ -154,18 +160,25 @@ def copy(source: Path | str, destination: Path | str, *, deadline: float = 60.0)
 
             state, method = _settle(file, limit, attempt)
             name = file.name
-        _seal(temporary, name, state)
+        moved = time.monotonic()
+        session.join()
+        startup = time.monotonic() - moved
+        _seal(session, temporary, name, state)
         os.chmod(temporary, 0o440)
         size = os.path.getsize(temporary)
+        if sync:
+            fsync_file(temporary)
         os.replace(temporary, target)
-        fsync_folder(str(target.parent))
+        if sync:
+            fsync_folder(str(target.parent))
     except OSError as error:
         raise _os_error(error, target) from error
     finally:
         _remove(temporary)
+        session.close()
     return CopyResult(
         target, state.key(), size, method, attempts, len(state.wal), state.sidecars is not None,
-        time.monotonic() - begin,
+        time.monotonic() - begin, startup,
     )  # fmt: skip
 
 
@@ -259,53 +272,99 @@ def _copy_bytes(file: SourceFile, state: State, temporary: str, limit: _Deadline
     return method
 
 
-def _import_duckdb() -> None:
-    import duckdb  # noqa: F401
-
-
-def _seal(temporary: str, name: str, state: State) -> None:
-    """Let DuckDB open the copy: fold the log in if there is one, and find out that it can be read. Then fsync."""
-    import duckdb
-
-    replay = bool(state.wal) or state.sidecars is not None
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "enable_external_access": "false",
-    }
-    size = os.path.getsize(temporary)
+def _duckdb() -> ModuleType:
+    """DuckDB's compiled module. The package around it takes 60 ms more to import, as long as copying 300 MB."""
     try:
-        with duckdb.connect(temporary, read_only=not replay, config=config) as connection:
-            tables = connection.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall()
-            if size < state.headers.end and _needs(connection, tables, state.headers.block_size) > size:
-                raise SourceDamaged(f"{name} is damaged (it was cut off). Restore it from a backup.")
-            if replay:
-                connection.execute("CHECKPOINT")
+        import _duckdb
+    except ImportError:
+        import duckdb
+
+        return duckdb
+    return _duckdb
+
+
+_CONFIG: _Config = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+}
+# Who needs the copy on disk has it synced once, when it is whole; DuckDB would do so for each step of its checkpoint.
+_FOLDING: _Config = {"enable_external_access": "false", "fsync_mode": "NONE"}
+
+
+class _Session(threading.Thread):
+    """DuckDB, imported and started while the bytes are copied, allowed to read nothing but the copy."""
+
+    def __init__(self, temporary: str) -> None:
+        super().__init__(daemon=True)
+        self._temporary = temporary
+        self._connection: DuckDBPyConnection | None = None
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._connection = _duckdb().connect(config={**_CONFIG, "threads": 1})
+            allowed = ", ".join(_literal(f"{self._temporary}{suffix}") for suffix in ("", *SIDECARS))
+            self._connection.execute(f"SET allowed_paths = [{allowed}]")
+            self._connection.execute("SET enable_external_access = false")
+        except Exception as error:
+            self._error = error
+
+    def get(self) -> DuckDBPyConnection:
+        self.join()
+        if self._error is not None:
+            raise self._error
+        assert self._connection is not None
+        return self._connection
+
+    def close(self) -> None:
+        """Wait for the start, too: a process that ends in the middle of it may crash."""
+        self.join()
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _seal(session: _Session, temporary: str, name: str, state: State) -> None:
+    """Let DuckDB open the copy: fold the log in if there is one, and find out that it can be read."""
+    duckdb = _duckdb()
+    try:
+        connection = session.get()
+        if state.wal or state.sidecars is not None:
+            # Opened by itself, not attached: defaults and indexes in the log are bound as they were by the writer.
+            with duckdb.connect(temporary, config={**_CONFIG, **_FOLDING}) as folding:
+                _refuse_if_cut_off(folding, temporary, name, state)
+                folding.execute("CHECKPOINT")
+            if os.path.exists(f"{temporary}.wal"):
+                raise SourceDamaged(f"{name} was copied, but its write-ahead log could not be folded in.")
+            return
+        connection.execute(f"ATTACH {_literal(temporary)} AS snapshot (READ_ONLY)")
+        _refuse_if_cut_off(connection, temporary, name, state)
+        connection.execute("DETACH snapshot")
     except duckdb.Error as error:
         text = str(error).splitlines()[0].replace(temporary, "the copy")
         if "No space left" in text or "File too large" in text or "quota exceeded" in text:
             raise NoSpace(_no_space(temporary)) from error
         raise SourceDamaged(f"{name} was copied, but DuckDB cannot read the copy: {text}") from error
-    if os.path.exists(f"{temporary}.wal"):
-        raise SourceDamaged(f"{name} was copied, but its write-ahead log could not be folded in.")
-    descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
-def _needs(connection: DuckDBPyConnection, tables: list[tuple[str, str]], block_size: int) -> int:
-    """The length in bytes that a database file needs to hold the blocks of its tables."""
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _refuse_if_cut_off(connection: DuckDBPyConnection, temporary: str, name: str, state: State) -> None:
+    """Raise SourceDamaged if the file is shorter than the blocks of its tables need. Usually a look at its size."""
+    size = os.path.getsize(temporary)
+    if size >= state.headers.end:
+        return
     last = -1
-    for schema, table in tables:
-        quoted = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, table))
+    for table in connection.execute("SELECT database_name, schema_name, table_name FROM duckdb_tables()").fetchall():
+        quoted = ".".join('"' + part.replace('"', '""') + '"' for part in table)
         found = connection.execute(
             "SELECT max(greatest(block_id, list_max(additional_block_ids))) FROM pragma_storage_info(?)", [quoted]
         ).fetchone()
         if found is not None and found[0] is not None:
             last = max(last, found[0])
-    return HEADERS_SIZE + (last + 1) * block_size
+    if HEADERS_SIZE + (last + 1) * state.headers.block_size > size:
+        raise SourceDamaged(f"{name} is damaged (it was cut off). Restore it from a backup.")
 
 
 def _remove(temporary: str) -> None:

@@ -1,11 +1,12 @@
 // The hub's REST interface as the pages use it. Every failure is an ApiError whose message is a sentence for the user.
 
 export class ApiError extends Error {
-  constructor(message, { code = "", status = 0, log = null } = {}) {
+  constructor(message, { code = "", status = 0, log = null, problems = [] } = {}) {
     super(message);
     this.code = code;
     this.status = status;
     this.log = log;
+    this.problems = problems; // of a policy or of attributes: {where, message, severity, line}
   }
 
   get signedOut() {
@@ -113,6 +114,14 @@ export class Api {
     return this.json("GET", `notebooks/${encodeURIComponent(name)}/compare`, undefined, { left, right });
   }
 
+  snapshot() {
+    return this.json("GET", "snapshot");
+  }
+
+  refreshSnapshot() {
+    return this.json("POST", "snapshot/refresh", {});
+  }
+
   // Takes the lock and starts the server; calls onProgress({phase, progress, message}) and resolves to the ready body.
   async open(name, onProgress) {
     const response = await this.request("POST", `notebooks/${encodeURIComponent(name)}/lock`, {
@@ -135,7 +144,8 @@ export class Api {
 }
 
 function fromBody(error, status) {
-  return new ApiError(error.message, { code: error.code, status, log: error.log?.length ? error.log : null });
+  const { code, log, problems } = error;
+  return new ApiError(error.message, { code, status, log: log?.length ? log : null, problems });
 }
 
 async function failure(response) {

@@ -61,11 +61,11 @@ function head({ label, created }, mark, now) {
     { scope: "colgroup", colspan: "3" },
     h("b", { "aria-hidden": "true" }, mark),
     ` ${label} `,
-    h("span", { class: "mh-soft" }, timeElement(created, now)),
+    created === undefined ? null : h("span", { class: "mh-soft" }, timeElement(created, now)),
   );
 }
 
-function buildComparison({ left, right, rows, truncated }, now) {
+export function buildComparison({ left, right, rows, truncated }, now) {
   if (!truncated && rows.every(({ op }) => op === "equal")) {
     return [h("p", { class: "mh-soft", role: "status" }, "Both texts are the same.")];
   }

@@ -1,4 +1,4 @@
-// The two dialogs of the Notebooks page. The browser's own <dialog> gives the focus trap, Esc, and the inert page behind.
+// Dialogs that ask for something. The browser's own <dialog> gives the focus trap, Esc, and the inert page behind.
 import { byId } from "./dom.js";
 
 const MAX_NAME = 100;
@@ -14,7 +14,7 @@ export function nameProblem(name) {
   return "";
 }
 
-class Dialog {
+export class Dialog {
   constructor(id) {
     this.dialog = byId(id);
     this.form = this.dialog.querySelector("form");

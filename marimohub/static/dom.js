@@ -17,10 +17,15 @@ export function announce(text) {
 }
 
 // An error above the table that stays until dismissed or replaced by a newer one under the same key.
-export function showError(error, { key = "error", prefix = "", action = null } = {}) {
+export function showError(error, { key = "error", prefix = "", action = null, detail = [] } = {}) {
   clearError(key);
   const body = h("div", {}, h("span", {}, prefix ? `${prefix}: ${error.message}` : error.message));
   if (action) body.append(" ", action);
+  body.append(...detail);
+  if (error.problems?.length) {
+    const texts = error.problems.map(({ where, message }) => h("li", {}, where ? `${where}: ${message}` : message));
+    body.append(h("ul", { class: "mh-reasons" }, ...texts));
+  }
   if (error.log) {
     const lines = h("pre", { tabindex: "0" }, error.log.join("\n"));
     body.append(h("details", {}, h("summary", {}, "Server log (administrators)"), lines));
@@ -32,8 +37,8 @@ export function showError(error, { key = "error", prefix = "", action = null } =
 }
 
 // As an error, for something that went well and that the eye has to see.
-export function showMessage(text, { key }) {
-  showError({ message: text }, { key });
+export function showMessage(text, { key, detail = [] }) {
+  showError({ message: text }, { key, detail });
   const [box] = byId("alerts").children;
   box.classList.replace("mh-alert-error", "mh-alert-info");
   box.setAttribute("role", "status");
@@ -41,4 +46,12 @@ export function showMessage(text, { key }) {
 
 export function clearError(key) {
   for (const box of byId("alerts").children) if (box.dataset.key === key) box.remove();
+}
+
+// How a page without a list reports errors: who is signed out gets the way to sign in again.
+export function reporter(login) {
+  return (error, { key = "error", prefix = "", action = null } = {}) => {
+    if (!error.signedOut) return showError(error, { key, prefix, action });
+    return showError(error, { key: "signed out", action: h("a", { href: login }, "Sign in again") });
+  };
 }

@@ -7,6 +7,7 @@ import { Drafts } from "./drafts.js";
 import { announce, byId, clearError, h, showError } from "./dom.js";
 import { Live } from "./live.js";
 import { openNotebook } from "./opening.js";
+import { SnapshotAge } from "./snapshot_age.js";
 import { Table } from "./table.js";
 import { VersionsView } from "./versions.js";
 
@@ -26,6 +27,7 @@ const drafts =
   });
 const lockState = (name) => table.get(name)?.lock.state;
 const versions = compareView && new VersionsView({ api, compareView, now, lockState, refresh });
+const snapshotAge = page.listing.can_create && new SnapshotAge({ api, now, report });
 const MAX_NAME = 100;
 
 // One question to the hub at a time; those that come meanwhile become a single one after it.
@@ -129,6 +131,7 @@ async function open(notebook) {
     const show = ({ message, progress }) => table.setOpening(name, { message, progress });
     const url = await openNotebook(api, name, show);
     table.setOpening(name, url && { url });
+    if (snapshotAge) snapshotAge.load();
     announce(url ? `${name} is ready. Use the link in its row to open it.` : `${name} is open in a new tab.`);
   } catch (error) {
     table.setOpening(name, null);
@@ -264,6 +267,7 @@ setInterval(() => {
   if (document.hidden) return;
   table.tick();
   if (drafts) drafts.tick();
+  if (snapshotAge) snapshotAge.tick();
 }, 30_000);
 if (drafts) drafts.update(page.listing.drafts);
 askWhenLockExpires(page.listing);

@@ -1,4 +1,4 @@
-// The wide dialogs of the Notebooks page: a title, a button that closes, and a body that others fill.
+// The wide dialogs: a title, a button that closes, and a body that others fill.
 import { byId, h } from "./dom.js";
 
 export class Panel {

@@ -175,7 +175,7 @@ def test_all_tables_are_offered(
     assert result["tables"] == tables_of(folder / f"{name}.duckdb")
     if name == "empty":
         [message] = result["callouts"]
-        assert "no tables yet" in message
+        assert "no tables here" in message
     else:
         assert result["callouts"] == []
 

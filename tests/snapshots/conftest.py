@@ -6,12 +6,15 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 import pytest
 
+from marimohub.snapshots import helper
 from marimohub.snapshots.cache import BUILD_PREFIX, SnapshotCache
+from marimohub.snapshots.plan import ColumnPlan, Plan, TablePlan
 
 WRITER = Path(__file__).with_name("writer.py")
 
@@ -84,18 +87,44 @@ def cache(warehouse: Path, tmp_path: Path) -> SnapshotCache:
     return SnapshotCache(tmp_path / "cache", warehouse, deadline=20)
 
 
+@dataclass
+class Helpers:
+    """Helper processes that were started: their tasks, the processes, and the tables they were given."""
+
+    tasks: list[str] = field(default_factory=list)
+    processes: list[asyncio.subprocess.Process] = field(default_factory=list)
+    tables: list[list[str]] = field(default_factory=list)
+
+    def of(self, task: str) -> list[list[str]]:
+        """The tables that the processes of one task were given, in order."""
+        return [names for done, names in zip(self.tasks, self.tables, strict=True) if done == task]
+
+    async def started(self, task: str) -> asyncio.subprocess.Process:
+        """The process of a task, once there is one and it had a moment."""
+        while len(self.processes) < len(self.tasks) or task not in self.tasks:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        return self.processes[self.tasks.index(task)]
+
+
 @pytest.fixture
-def helpers(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.subprocess.Process]:
+def helpers(monkeypatch: pytest.MonkeyPatch) -> Helpers:
     """The helper processes that were started."""
-    started: list[asyncio.subprocess.Process] = []
-    real = asyncio.create_subprocess_exec
+    seen = Helpers()
+    start, run = asyncio.create_subprocess_exec, helper.run
 
-    async def start(*arguments, **options):
-        started.append(await real(*arguments, **options))
-        return started[-1]
+    async def note_start(*arguments, **options):
+        seen.processes.append(await start(*arguments, **options))
+        return seen.processes[-1]
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
-    return started
+    async def note_run(task, spec, **options):
+        seen.tasks.append(task)
+        seen.tables.append([table.get("name") or table["plan"]["name"] for table in spec.get("tables", ())])
+        return await run(task, spec, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", note_start)
+    monkeypatch.setattr(helper, "run", note_run)
+    return seen
 
 
 def hold(warehouse: Path) -> subprocess.Popen:
@@ -115,3 +144,18 @@ def let_go(warehouse: Path, holder: subprocess.Popen) -> None:
 
 def builds(cache: SnapshotCache) -> list[Path]:
     return list(cache.root.glob(f"{BUILD_PREFIX}*"))
+
+
+def stored(cache: SnapshotCache) -> list[str]:
+    """Every file of the cache's shelves, as `shelf/name`."""
+    return sorted(f"{path.parent.name}/{path.name}" for path in cache.root.glob("*/*") if path.parent.name != "linked")
+
+
+async def settled(cache: SnapshotCache) -> None:
+    """Wait for what the cache does while nobody waits."""
+    await asyncio.gather(*cache._background)
+
+
+def plan(*tables: str, add: int = 1) -> Plan:
+    """A plan that shows `i + add` of each table as `i`."""
+    return Plan(tuple(TablePlan("main", name, (ColumnPlan("i", f'"i" + {add}'),)) for name in tables))

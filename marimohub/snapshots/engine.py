@@ -1,0 +1,45 @@
+"""DuckDB as the helper processes of a governed build use it: locked down, and with errors that quote no data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from marimohub.snapshots.errors import HelperFailed, NoSpace
+from marimohub.snapshots.types import literal
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+def lock_down(
+    connection: DuckDBPyConnection, *, memory_limit: str, threads: int, temporary: str, files: list[str]
+) -> None:
+    """Leave a connection with the given limits and files, and with no way to change that.
+
+    Args:
+        memory_limit: as DuckDB takes it, such as "2GB".
+        temporary: folder for what does not fit into memory.
+        files: paths besides the open database that it may read and write.
+    """
+    connection.execute(f"SET threads = {int(threads)}")
+    connection.execute(f"SET memory_limit = {literal(memory_limit)}")
+    connection.execute(f"SET temp_directory = {literal(temporary)}")
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
+    connection.execute(f"SET allowed_paths = [{', '.join(map(literal, files))}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def failure(error: duckdb.Error, what: str) -> NoSpace | HelperFailed:
+    """DuckDB's error as a sentence. Its own text is kept out: a failed cast quotes the value."""
+    text = str(error)
+    if "No space left" in text or "File too large" in text or "quota exceeded" in text:
+        return NoSpace("There is no room to build a snapshot. Make room on the hub's disk and try again.")
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return NoSpace(f"{what}: it needs more memory than MarimoHub.snapshot_memory_limit allows.")
+    return HelperFailed(f"{what} ({type(error).__name__}). Ask an administrator to look at the policy and the log.")

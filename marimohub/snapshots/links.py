@@ -1,0 +1,150 @@
+"""A person's snapshot folder: the file under a name of its own, the name that stays, and what the file holds.
+
+    warehouse-<key>.duckdb     mode 0440, a hard link into the cache
+    warehouse.duckdb           a symbolic link to it
+    warehouse.json             what is in it; `file` names the first
+
+DuckDB opens a path three times while it connects, and gives every connection of a process to the same path the same
+database: so a new snapshot comes under a new name, and `marimohub.snapshot` resolves the name that stays before it
+connects. The last but one stays for whoever is just connecting.
+
+Everything goes through a descriptor of the folder itself: code of the person may be busy in it, and a link planted
+there must lead nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from marimohub.snapshots import transfer
+from marimohub.snapshots.errors import NoSpace, SnapshotError, is_no_space
+
+SNAPSHOT_NAME = "warehouse.duckdb"
+METADATA_NAME = "warehouse.json"
+
+
+def link(origin: Path, key: str, folder: Path, about: dict[str, Any], *, keep: str | None) -> Path:
+    """Put a snapshot into a person's folder (made with mode 0700) by an atomic rename; returns its path.
+
+    A hard link, so it is quick and takes no room; a copy if the folder is on another file system, which takes as
+    long as the file is large: call it in a thread.
+
+    Args:
+        about: goes into warehouse.json.
+        keep: key of the one that was there, if it is to stay under its own name; all others are removed.
+
+    Raises:
+        SnapshotError, NoSpace: the name that stays leads where it did.
+    """
+    name = file_name(key)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _opened(folder) as directory:
+            if not _is_there(origin, name, directory):
+                with _temporary(directory) as temporary:
+                    _link_or_copy(origin, temporary, directory)
+                    os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            with _temporary(directory) as temporary:
+                _write(temporary, json.dumps({**about, "file": name}).encode(), directory)
+                os.replace(temporary, METADATA_NAME, src_dir_fd=directory, dst_dir_fd=directory)
+            with _temporary(directory) as temporary:
+                os.symlink(name, temporary, dir_fd=directory)
+                os.replace(temporary, SNAPSHOT_NAME, src_dir_fd=directory, dst_dir_fd=directory)
+            _clear(directory, {name, SNAPSHOT_NAME, METADATA_NAME, file_name(keep) if keep else ""})
+    except OSError as error:
+        if is_no_space(error):
+            raise NoSpace(
+                f"There is no room for a snapshot in {folder}. Make room on that disk and try again."
+            ) from error
+        raise SnapshotError(f"The snapshot could not be stored in {folder}: {error.strerror or error}.") from error
+    return folder / name
+
+
+def unlink(folder: Path) -> None:
+    """Take every snapshot out of a person's folder. Who has one open keeps that until they end.
+
+    Raises:
+        SnapshotError: something may still be there.
+    """
+    try:
+        with _opened(folder) as directory:
+            _clear(directory, ())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SnapshotError(f"The snapshot in {folder} could not be removed: {error.strerror or error}.") from error
+
+
+def file_name(key: str) -> str:
+    """The name that a snapshot of this key has in every folder."""
+    return f"warehouse-{key[:16]}.duckdb"
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_there(origin: Path, name: str, directory: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), origin.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _temporary(directory: int) -> Iterator[str]:
+    name = f".{secrets.token_hex(8)}.part"
+    try:
+        yield name
+    finally:
+        # also after the rename, which does nothing when both names are the same file already
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+
+
+def _link_or_copy(origin: Path, name: str, directory: int) -> None:
+    try:
+        os.link(origin, name, dst_dir_fd=directory)
+    except FileNotFoundError:
+        raise SnapshotError("The snapshot is no longer there. Open the notebook again.") from None
+    except OSError:
+        # another file system, no hard links there, or too many of this file
+        with open(origin, "rb") as reading:
+            descriptor = _create(name, directory)
+            try:
+                transfer.transfer(reading.fileno(), descriptor, os.fstat(reading.fileno()).st_size, lambda: None)
+                os.fchmod(descriptor, 0o440)
+            finally:
+                os.close(descriptor)
+
+
+def _write(name: str, data: bytes, directory: int) -> None:
+    descriptor = _create(name, directory)
+    try:
+        transfer.write_all(descriptor, data, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _create(name: str, directory: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, 0o600, dir_fd=directory)
+
+
+def _clear(directory: int, keep: Collection[str]) -> None:
+    for name in os.listdir(directory):
+        # IsADirectoryError: nothing that the hub put there
+        if name not in keep:
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                os.unlink(name, dir_fd=directory)

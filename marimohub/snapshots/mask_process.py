@@ -1,0 +1,117 @@
+"""Process A of a governed build: reads the raw copy, writes masked Parquet, and never makes a file that people get.
+
+DuckDB writes blocks whole, with whatever its recycled memory held in their unused tail, so no process that has seen
+raw values may write the database that people get (measured: raw values in 12 of 24 files). Parquet pages are written
+to their length, from what the query returned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from marimohub.snapshots.engine import failure, lock_down
+from marimohub.snapshots.plan import TablePlan
+from marimohub.snapshots.types import literal, quoted, stored, wire
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+MASKING_KEY = "masking_key"
+
+
+def mask_tables(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
+    """Write one Parquet file, and what is in it as JSON beside it, for each planned table.
+
+    Args:
+        spec: `raw` (path), `tables` (list of `plan` and `file`), `masking_key` (hexadecimal text), `memory_limit`,
+            `threads`, `temporary`.
+        progress: told how many tables are done.
+    """
+    files = [table["file"] for table in spec["tables"]]
+    with duckdb.connect(spec["raw"], read_only=True) as connection:
+        lock_down(
+            connection,
+            memory_limit=spec["memory_limit"],
+            threads=spec["threads"],
+            temporary=spec["temporary"],
+            files=files,
+        )
+        for done, table in enumerate(spec["tables"]):
+            plan = TablePlan.from_dict(table["plan"])
+            try:
+                _mask(connection, plan, table["file"], spec["masking_key"])
+            except duckdb.Error as error:
+                raise failure(error, f"{plan.schema}.{plan.name} could not be masked") from error
+            progress(done + 1)
+    return {}
+
+
+def _mask(connection: DuckDBPyConnection, plan: TablePlan, file: str, key: str) -> None:
+    source = f"FROM {quoted(plan.schema)}.{quoted(plan.name)}"
+    if plan.where is not None:
+        source += f" WHERE ({plan.where})"
+    columns = ", ".join(f"({column.sql}) AS c{i}" for i, column in enumerate(plan.columns))
+    parameters = values(plan, f"{columns} {source}", key)
+    kinds = connection.sql(f"SELECT {columns} {source} LIMIT 0", params=parameters).types
+    casts = ", ".join(
+        f"CAST(({c.sql}) AS {wire(kind)}) AS c{i}" for i, (c, kind) in enumerate(zip(plan.columns, kinds, strict=True))
+    )
+    # uncompressed: it is read once or twice, from memory, and decompressing costs more than reading
+    counted = connection.execute(
+        f"COPY (SELECT {casts} {source}) TO {literal(file)} (FORMAT parquet, COMPRESSION uncompressed)", parameters
+    ).fetchone()
+    described = {
+        "rows": counted[0] if counted else 0,
+        "columns": [{"name": c.name, "type": stored(kind)} for c, kind in zip(plan.columns, kinds, strict=True)],
+    }
+    Path(file).with_suffix(".json").write_text(json.dumps(described))
+    os.chmod(file, 0o400)
+
+
+def values(plan: TablePlan, text: str, key: str) -> dict[str, Any]:
+    """The parameters of a statement: DuckDB refuses those that it does not name."""
+    return plan.parameters | ({MASKING_KEY: key} if f"${MASKING_KEY}" in text else {})
+
+
+def count_rows(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
+    """How many rows of each planned table its condition keeps, and how many there are.
+
+    Args:
+        spec: as of `mask_tables`, without `masking_key`; the tables' `file` is not used.
+    Returns:
+        `counts`, a list of [kept, total].
+    """
+    counts = []
+    with duckdb.connect(spec["raw"], read_only=True) as connection:
+        lock_down(
+            connection,
+            memory_limit=spec["memory_limit"],
+            threads=spec["threads"],
+            temporary=spec["temporary"],
+            files=[],
+        )
+        for done, table in enumerate(spec["tables"]):
+            plan = TablePlan.from_dict(table["plan"])
+            where = plan.where if plan.where is not None else "true"
+            # by its full name: a macro of the warehouse may have the short one
+            count = "system.main.count_star()"
+            query = f"SELECT {count} FILTER (WHERE ({where})), {count} FROM {quoted(plan.schema)}.{quoted(plan.name)}"
+            used = {name: value for name, value in plan.parameters.items() if _uses(query, name)}
+            try:
+                counts.append(connection.execute(query, used).fetchone())
+            except duckdb.Error as error:
+                raise failure(error, f"The rows of {plan.schema}.{plan.name} could not be counted") from error
+            progress(done + 1)
+    return {"counts": counts}
+
+
+def _uses(query: str, name: str) -> bool:
+    """Whether a statement names a parameter; one parameter's name may begin another's."""
+    parts = query.split(f"${name}")
+    return any(not (rest[:1].isalnum() or rest[:1] == "_") for rest in parts[1:])
