@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from marimohub import subjects
 from marimohub.database import Database
 from marimohub.governance import store
-from marimohub.governance.access import Access, make_plan
+from marimohub.governance.access import Access, nothing
 from marimohub.governance.attributes import AttributesInvalid, check_values
 from marimohub.governance.checking import check
 from marimohub.governance.drafting import draft
@@ -39,7 +39,6 @@ KEPT_ACCESSES = 500
 
 # without a policy nothing is classified
 NO_POLICY = Policy(levels=("none",))
-NOTHING = Access((), (), (), (), "none", make_plan((), (), ()).digest())
 
 
 class PolicyRefused(PolicyInvalid):
@@ -140,7 +139,7 @@ class Governor:
         """
         number, policy = await self._numbered(workspace_id, revision)
         if policy is None:
-            return NOTHING
+            return nothing(schema)
         subject = await self._with_attributes(subject)
         key = workspace_id, number, await self._run(self._digest_of, schema), _key(subject)
         if key in self._accesses:

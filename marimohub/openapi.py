@@ -95,7 +95,7 @@ _PATHS: dict[str, dict[str, Json]] = {
             ok=(200, ref("Opened")),
             errors={
                 404: ("not_found", "file_missing"),
-                409: ("lock_held",),
+                409: ("lock_held", "policy_unusable"),
                 503: ("server_failed", "source_missing", "source_busy"),
                 507: ("no_space",),
             },

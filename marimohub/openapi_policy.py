@@ -159,7 +159,7 @@ PATHS: dict[str, dict[str, Json]] = {
     },
     "/snapshot": {
         "get": call(
-            "One's own snapshot: how old it is, and whether it is the newest that one may see",
+            "One's own snapshot: how old it is, and whether it was made for what one may see now",
             scope=READ,
             ok=(200, record(snapshot=_MAYBE_SNAPSHOT)),
             tag="snapshot",

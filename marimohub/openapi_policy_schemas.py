@@ -128,7 +128,7 @@ SCHEMAS: dict[str, Json] = {
         checked={**_STRING, "description": "When it was last seen to be unchanged since."},
         version={**_STRING, "description": "Names the state of the warehouse."},
         governed={**_BOOLEAN, "description": "Whether it follows the policy."},
-        current={**_BOOLEAN, "description": "Whether it is the newest that one may see."},
+        current={**_BOOLEAN, "description": "Whether it was made for what one may see now."},
     ),
     "Revocation": _object(
         user=_STRING, outcome={"enum": ["restarted", "stopped", "failed"]}, message={**_STRING, "description": "Why."}

@@ -113,7 +113,11 @@ class PersonalSnapshots:
             raise
 
     async def take(self, place: Place, stop: Stop) -> None:
-        """End the server and take everything out of the folder. Raises SnapshotError if something may still be there."""
+        """End the server and take everything out of the folder.
+
+        Raises:
+            SnapshotError: something may still be there.
+        """
         async with self._busy[place.folder]:
             await self._withdraw(place, stop)
 

@@ -101,7 +101,7 @@ def difference(model: dict[str, Any]) -> str:
             rows.append(("~ column", f"{name}.{mask['column']}", f"{was} -> {now}"))
         if changed["rows"]:
             was, now = (_filters(changed, when) for when in ("before", "after"))
-            rows.append(("~ rows", name, f"{was} -> {now}"))
+            rows.append(("~ rows", name, f"{was} -> {now}" if was != now else f"{now}, with other values"))
     rows += [("+ view", name, "") for name in model["views_added"]]
     rows += [("- view", name, "") for name in model["views_removed"]]
     rows += [("~ view", name, "") for name in model["views_changed"]]

@@ -87,7 +87,7 @@ def test_everybody_reads_their_own_view_administrators_included(office: Office) 
     # ann is a boss, and still sees no table that nobody granted her
     assert read(office, "ann", "SELECT email, balance FROM sales.customers ORDER BY id")[0] == ("a@x.de", 1.5)
     assert tables(office, "ann") == ["customers"]
-    data = b"".join(path.read_bytes() for path in folder(office, "ed").iterdir())
+    data = b"".join(path.read_bytes() for path in folder(office, "ed").rglob("*.*"))
     assert b"a@x.de" not in data and b"b@x.fr" not in data and b"hello" in data
 
 
@@ -162,7 +162,7 @@ def test_refresh_takes_new_rows_without_a_restart(office: Office) -> None:
     assert started(office, "ed") == before
     # who is just connecting to the former one still can
     assert Path(former).exists()
-    modes = {path.name: path.lstat().st_mode & 0o777 for path in folder(office, "ed").glob("warehouse-*.duckdb")}
+    modes = {path.parent.name: path.lstat().st_mode & 0o777 for path in folder(office, "ed").glob("*/warehouse.duckdb")}
     assert set(modes.values()) == {0o440} and len(modes) == 2
 
 
@@ -198,13 +198,13 @@ def test_a_policy_that_no_longer_fits_stops_the_build_and_keeps_nothing_wider_in
         answer = open_(office, "ed", "two")
         assert answer.status_code == 409, answer.text
         assert answer.json()["error"]["code"] == "policy_unusable"
-        assert list(folder(office, "ed").glob("*.duckdb")) == []
+        assert list(folder(office, "ed").rglob("*.duckdb")) == []
         wait(lambda: not running(office, "ed"))
         # the lock that this opening took is given back
         assert office.people["ed"].api("GET", "/notebooks/two").json()["lock"]["state"] == "available"
         start = office.people["ed"].api("POST", "/users/ed/server")
         assert start.status_code >= 400 or not running(office, "ed")
-        assert list(folder(office, "ed").glob("*.duckdb")) == []
+        assert list(folder(office, "ed").rglob("*.duckdb")) == []
     finally:
         commit(office.hub.folder / "team.duckdb", "ALTER TABLE sales.customers RENAME COLUMN land TO country")
 

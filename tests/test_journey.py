@@ -39,6 +39,11 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def hub(tmp_path_factory: pytest.TempPathFactory, warehouse: Path) -> Iterator[Hub]:
     hub = Hub(tmp_path_factory.mktemp("journey"), f"c.MarimoHub.warehouse = {str(warehouse)!r}")
     hub.start()
+    policy = (Path(__file__).parent.parent / "config/sample_policy.yaml").read_text()
+    policy = policy.replace("views: [", '  sync_log: {level: internal, columns: {"*": {}}}\nviews: [')
+    policy = policy.replace("tables: [sales.*,", "tables: [sync_log, sales.*,")
+    command = hub.command("policy", "apply", "-")
+    subprocess.run(command, cwd=hub.folder, env=hub.environment, input=policy, text=True, check=True)
     yield hub
     hub.stop()
 
@@ -97,7 +102,9 @@ def test_two_people_hand_a_notebook_over(hub: Hub, browser: Any, artifacts: Path
     tab.get_by_text("What is in the warehouse").first.wait_for()
     tab.locator("marimo-dropdown").first.get_by_text("analytics.customer_value").click()
     tab.get_by_text("sales.customers", exact=True).last.click()
-    tab.get_by_text(re.compile(r"@\w+\.\w+")).first.wait_for()
+    tab.get_by_text(re.compile(r"\*\*\*@\w+\.\w+")).first.wait_for()
+    assert tab.get_by_text(re.compile(r"\w+\.\w+\d+@\w+")).count() == 0
+    tab.locator("marimohub-snapshot").get_by_text("Data as of").wait_for()
     tab.screenshot(path=artifacts / "marimo.png")
     ann.locator("tr[data-name=sales] .status-mine").wait_for()
 

@@ -161,6 +161,9 @@ def test_diff_compares_people_and_revisions(office: Office) -> None:
     assert ["+", "table", "main.notes"] in rows
     assert ["-", "column", "sales.customers.balance"] in rows
     assert ["~", "rows", "sales.customers", "all", "->", "Own", "countries"] in rows
+    office.set_attributes("vic", countries=["FR"])
+    values = office.command("diff", "--user", "vic", "--other", "ed").stdout.splitlines()
+    assert values[-1].split(maxsplit=3)[1:] == ["rows", "sales.customers", "Own countries, with other values"]
     same = office.command("diff", "--user", "ed", "--from", str(before), "--to", str(before + 1))
     assert same.stdout == "Both see the same.\n"
     mask = office.json("diff", "--user", "ed", "--from", str(before), "--to", str(before + 2))

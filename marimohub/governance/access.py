@@ -7,8 +7,9 @@ import json
 from dataclasses import dataclass, field
 
 from marimohub.governance.model import Mask
+from marimohub.governance.names import display
 from marimohub.snapshots.plan import Plan, TablePlan, ViewPlan
-from marimohub.snapshots.schema import View
+from marimohub.snapshots.schema import View, WarehouseSchema
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,17 @@ def make_plan(tables: tuple[TableAccess, ...], views: tuple[View, ...], omitted:
         tuple(ViewPlan(view.schema, view.name, view.sql) for view in views),
         tuple((each.kind, each.name, each.reason) for each in omitted),
     )
+
+
+def nothing(schema: WarehouseSchema) -> Access:
+    """What everybody sees as long as there is no policy."""
+    reason = "no policy has been applied yet"
+    omitted = [
+        Omission(kind, display(each.schema, each.name), reason)
+        for kind, found in (("table", schema.tables), ("view", schema.views))
+        for each in found
+    ]
+    return Access((), (), tuple(omitted), (), "none", make_plan((), (), ()).digest())
 
 
 def digest_of(plan: Plan) -> str:

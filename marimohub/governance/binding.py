@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
-
-import duckdb
 
 from marimohub.governance.errors import PolicyError
 from marimohub.governance.kinds import kind_of, parse_moment
 from marimohub.governance.model import Policy, Scalar, Sql
 from marimohub.governance.names import fold, quoted
+from marimohub.governance.parser import engine
 from marimohub.governance.predicates import COMPARISONS, Node, columns, walk
 from marimohub.governance.sql import Parameters, Rows, condition_sql
 
@@ -19,9 +17,6 @@ _TEXTS = frozenset(["lower", "upper", "trim", "substring", "left", "right", "con
 _NUMBERS = frozenset(["length", "abs", "round", "floor", "ceil", "year", "month", "day", "date_part", "*", "/"])
 _ALIKE = frozenset(["nullif", "greatest", "least", *COMPARISONS.values()])
 _TRUTHS = frozenset(["starts_with", "contains", "regexp_matches", "~~", "!~~", "~~*", "!~~*"])
-
-_lock = threading.Lock()
-_tried: list[duckdb.DuckDBPyConnection] = []
 
 
 def check_sql(leaf: Sql, policy: Policy, table: Mapping[str, tuple[str, str]]) -> None:
@@ -39,17 +34,13 @@ def check_sql(leaf: Sql, policy: Policy, table: Mapping[str, tuple[str, str]]) -
     sql = condition_sql(leaf, Rows(table, policy.attribute, sample), parameters.bind)
     used = [table[name] for name in sorted(columns(leaf.tree))]
     source = ", ".join(f"CAST(NULL AS {type_text}) AS {quoted(name)}" for name, type_text in used) or "1 AS one"
-    with _lock:
-        if not _tried:
-            connection = duckdb.connect(":memory:", config={"threads": 1, "memory_limit": "100MB"})
-            connection.execute("SET enable_external_access = false")
-            connection.execute("SET lock_configuration = true")
-            _tried.append(connection)
-        cursor = _tried[0]
+    with engine() as cursor:
+        from duckdb import Error
+
         try:
             cursor.execute(f"SELECT {sql} FROM (SELECT {source}) AS raw LIMIT 0", parameters.values)  # noqa: S608
             kind = str(cursor.description[0][1]) if cursor.description else ""
-        except (duckdb.Error, RuntimeError) as error:
+        except (Error, RuntimeError) as error:
             raise PolicyError(f"DuckDB refuses it: {str(error).splitlines()[0]}") from None
     if kind != "BOOLEAN":
         raise PolicyError(f"it gives {kind}, and a condition must be true or false")

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import duckdb
-
 from marimohub.governance.errors import PolicyError
 from marimohub.governance.names import fold, quoted
+from marimohub.governance.parser import engine
 
 MAX_TEXT = 4000
 MAX_DEPTH = 40
@@ -82,9 +80,6 @@ CASTS = {"INT": "INTEGER", "TEXT": "VARCHAR", "STRING": "VARCHAR", "BOOL": "BOOL
 _NUMBER = re.compile(r"-?[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|-?\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?")
 _PARAMETER = re.compile(r"[a-z_][a-z0-9_]*")
 _IGNORED = {"class", "type", "alias", "query_location", "query_location_length"}
-
-_lock = threading.Lock()
-_parser: list[duckdb.DuckDBPyConnection] = []
 
 
 @dataclass(frozen=True)
@@ -214,16 +209,13 @@ def render(tree: Node, names: Names | None = None) -> str:
 
 def _serialized(statement: str) -> dict[str, Any]:
     """DuckDB's tree of one statement."""
-    with _lock:
-        if not _parser:
-            connection = duckdb.connect(":memory:", config={"threads": 1})
-            connection.execute("SET enable_external_access = false")
-            connection.execute("SET lock_configuration = true")
-            _parser.append(connection)
+    with engine() as connection:
+        from duckdb import Error
+
         try:
-            row = _parser[0].execute("SELECT json_serialize_sql($text)", {"text": statement}).fetchone()
+            row = connection.execute("SELECT json_serialize_sql($text)", {"text": statement}).fetchone()
             found: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
-        except (duckdb.Error, RecursionError, ValueError) as error:
+        except (Error, RecursionError, ValueError) as error:
             raise PolicyError(f"the SQL cannot be read: {str(error).splitlines()[0]}") from None
     if found.get("error"):
         raise PolicyError(f"the SQL cannot be read: {found.get('error_message', 'not a query')}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from marimohub.auth import roles
-from marimohub.governance.errors import PolicyInvalid
 from marimohub.handlers.base import RequestError, answers
 from marimohub.handlers.servers import ServerApi
 from marimohub.opening import ServerFailed
@@ -13,12 +12,8 @@ from marimohub.orm import AuditEntry
 from marimohub.snapshots.errors import SnapshotError
 
 
-class SnapshotHandler(ServerApi):
-    @answers
-    async def get(self) -> None:
-        """When one's own snapshot was taken, and whether it is the newest that one may see."""
-        self.require(roles.READ)
-        self.finish({"snapshot": await self.model()})
+class SnapshotApi(ServerApi):
+    """What the handlers of one's own snapshot share."""
 
     async def model(self) -> dict[str, Any] | None:
         """The snapshot in the folder of the person who asks, None if there is none."""
@@ -36,7 +31,15 @@ class SnapshotHandler(ServerApi):
         }
 
 
-class RefreshHandler(SnapshotHandler):
+class SnapshotHandler(SnapshotApi):
+    @answers
+    async def get(self) -> None:
+        """When one's own snapshot was taken, and whether it is what one may see now."""
+        self.require(roles.READ)
+        self.finish({"snapshot": await self.model()})
+
+
+class RefreshHandler(SnapshotApi):
     @answers
     async def post(self) -> None:
         """A new snapshot beside the running server, which goes on."""
@@ -57,7 +60,7 @@ class RefreshHandler(SnapshotHandler):
 class RevokeHandler(ServerApi):
     @answers
     async def post(self) -> None:
-        """Take snapshots away now whose access has changed: link removed, server ended, and started again on a new one."""
+        """Take snapshots away now whose access has changed: link removed, server ended and started on a new one."""
         self.require(roles.ADMIN)
         body = self.json_object()
         names = body.get("users")

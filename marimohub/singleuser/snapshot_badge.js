@@ -3,7 +3,7 @@
 ((settings) => {
 const { token, prefix, header } = settings;
 const style = `
-  :host { position: fixed; left: 50%; bottom: 2.4rem; transform: translateX(-50%); z-index: 40; }
+  :host { position: fixed; left: 50%; bottom: .2rem; transform: translateX(-50%); z-index: 40; }
   div { display: flex; gap: .5rem; align-items: center; font: 12px/1.4 system-ui, sans-serif; white-space: nowrap;
         color: light-dark(#475569, #cbd5e1); background: light-dark(#ffffffe6, #1e293be6); padding: .15rem .3rem .15rem .7rem;
         border: 1px solid light-dark(#e2e8f0, #334155); border-radius: 99px; }
@@ -13,7 +13,7 @@ const style = `
   button:focus-visible { outline: 2px solid light-dark(#2563eb, #93c5fd); }
   button:disabled { cursor: default; opacity: .6; }
   @media print { :host { display: none; } }
-  @media (max-width: 640px) { .words { display: none; } }`;
+  @media (max-width: 900px) { :host { bottom: 2.4rem; } }`;
 const ago = (iso) => {
   const minutes = Math.floor((Date.now() - new Date(iso)) / 60000);
   if (minutes < 1) return "just now";

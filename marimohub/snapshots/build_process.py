@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from marimohub.snapshots.engine import failure, lock_down
+from marimohub.snapshots.engine import failure, opened
 from marimohub.snapshots.errors import HelperFailed
 from marimohub.snapshots.types import literal, quoted
 
@@ -36,14 +36,15 @@ def build(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[str, An
 def finish(spec: dict[str, Any], tables: list[dict[str, Any]], progress: Callable[[int], None]) -> list[list[str]]:
     """Make tables and all views in a database that may have other tables. Returns the views that do not bind."""
     destination = spec["destination"]
-    with duckdb.connect(destination) as connection:
-        lock_down(
-            connection,
-            memory_limit=spec["memory_limit"],
-            threads=spec["threads"],
-            temporary=spec["temporary"],
-            files=[table["file"] for table in tables],
-        )
+    with opened(
+        destination,
+        "The snapshot could not be written",
+        read_only=False,
+        memory_limit=spec["memory_limit"],
+        threads=spec["threads"],
+        temporary=spec["temporary"],
+        files=[table["file"] for table in tables],
+    ) as connection:
         for done, table in enumerate(tables):
             try:
                 _create(connection, table)
@@ -51,10 +52,7 @@ def finish(spec: dict[str, Any], tables: list[dict[str, Any]], progress: Callabl
                 raise failure(error, f"{table['schema']}.{table['name']} could not be built") from error
             progress(done + 1)
         unbound = _create_views(connection, spec["views"])
-        try:
-            connection.execute("CHECKPOINT")
-        except duckdb.Error as error:
-            raise failure(error, "The snapshot could not be written") from error
+        connection.execute("CHECKPOINT")
     if os.path.exists(f"{destination}.wal"):
         raise HelperFailed("The snapshot was built, but its log could not be folded in. Try again.")
     return unbound

@@ -39,8 +39,6 @@ from marimohub.snapshots.shelf import Entry, Shelf, write_json
 BUILD_PREFIX = ".build-"
 # A checkpoint under way makes the version unknown; longer than this, copying is the faster way to find out.
 VERSION_DEADLINE = 2.0  # seconds
-# The helper watches its own deadline; this is only for one that hangs.
-HELPER_GRACE = 30.0  # seconds
 # A link may be this old without a running server: opening a notebook links first and starts then.
 LINKED_GRACE = 900.0  # seconds
 
@@ -145,14 +143,21 @@ class SnapshotCache:
             file = folder / "raw.duckdb"
             copied = await helper.run(
                 "copy",
-                {"source": str(self.warehouse), "destination": str(file), "deadline": self.deadline},
-                timeout=self.deadline + HELPER_GRACE,
+                {
+                    "source": str(self.warehouse),
+                    "raw": str(file),
+                    "deadline": self.deadline,
+                    **self.limits.of(folder),
+                },
+                timeout=self.deadline + self.limits.timeout,
+                progress=lambda _done: report(0.7, "Looking at what is in it"),
             )
-            report(0.7, "Looking at what is in it")
-            described = await helper.run(
-                "describe", {"raw": str(file), **self.limits.of(folder)}, timeout=self.limits.timeout
-            )
-            about = {**described, "created": copied["started"], "source": str(self.warehouse)}
+            about = {
+                "schema": copied["schema"],
+                "fingerprints": copied["fingerprints"],
+                "created": copied["started"],
+                "source": str(self.warehouse),
+            }
             entry = await asyncio.to_thread(self._raw.put, str(copied["version"]), file, about)
         self._later(self._raw, entry.key)
         return Raw(entry), False

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import duckdb
-
 from marimohub.snapshots.catalog import fingerprints, read_schema
-from marimohub.snapshots.engine import failure, lock_down
+from marimohub.snapshots.engine import opened
 
 
 def describe(spec: dict[str, Any], _progress: Callable[[int], None]) -> dict[str, Any]:
@@ -17,19 +15,17 @@ def describe(spec: dict[str, Any], _progress: Callable[[int], None]) -> dict[str
     Returns:
         `schema` (a WarehouseSchema as a dictionary) and `fingerprints` (see catalog.py).
     """
-    try:
-        with duckdb.connect(spec["raw"], read_only=True) as connection:
-            lock_down(
-                connection,
-                memory_limit=spec["memory_limit"],
-                threads=spec["threads"],
-                temporary=spec["temporary"],
-                files=[],
-            )
-            schema = read_schema(connection)
-            size = connection.execute("SELECT block_size FROM system.main.pragma_database_size()").fetchone()
-            assert size is not None
-            found = fingerprints(connection, spec["raw"], schema, size[0], spec["threads"])
-    except duckdb.Error as error:
-        raise failure(error, "The warehouse's catalogue could not be read") from error
+    with opened(
+        spec["raw"],
+        "The warehouse's catalogue could not be read",
+        read_only=True,
+        memory_limit=spec["memory_limit"],
+        threads=spec["threads"],
+        temporary=spec["temporary"],
+        files=[],
+    ) as connection:
+        schema = read_schema(connection)
+        size = connection.execute("SELECT block_size FROM system.main.pragma_database_size()").fetchone()
+        assert size is not None
+        found = fingerprints(connection, spec["raw"], schema, size[0], spec["threads"])
     return {"schema": schema.to_dict(), "fingerprints": found}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -11,6 +13,23 @@ from marimohub.snapshots.types import literal
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+
+@contextmanager
+def opened(
+    path: str, what: str, *, read_only: bool, memory_limit: str, threads: int, temporary: str, files: list[str]
+) -> Iterator[DuckDBPyConnection]:
+    """A locked-down connection to a database; DuckDB's errors with it, up to its closing, say `what` failed.
+
+    Raises:
+        NoSpace, HelperFailed
+    """
+    try:
+        with duckdb.connect(path, read_only=read_only) as connection:
+            lock_down(connection, memory_limit=memory_limit, threads=threads, temporary=temporary, files=files)
+            yield connection
+    except duckdb.Error as error:
+        raise failure(error, what) from error
 
 
 def lock_down(

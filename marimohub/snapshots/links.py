@@ -1,12 +1,13 @@
 """A person's snapshot folder: the file under a name of its own, the name that stays, and what the file holds.
 
-    warehouse-<key>.duckdb     mode 0440, a hard link into the cache
+    <key>/warehouse.duckdb     mode 0440, a hard link into the cache
     warehouse.duckdb           a symbolic link to it
     warehouse.json             what is in it; `file` names the first
 
 DuckDB opens a path three times while it connects, and gives every connection of a process to the same path the same
-database: so a new snapshot comes under a new name, and `marimohub.snapshot` resolves the name that stays before it
-connects. The last but one stays for whoever is just connecting.
+database: so a new snapshot comes under a new path, and `marimohub.snapshot` resolves the name that stays before it
+connects. The last part stays the same, because DuckDB names the database by it. The last but one stays for whoever is
+just connecting.
 
 Everything goes through a descriptor of the folder itself: code of the person may be busy in it, and a link planted
 there must lead nowhere.
@@ -42,21 +43,21 @@ def link(origin: Path, key: str, folder: Path, about: dict[str, Any], *, keep: s
     Raises:
         SnapshotError, NoSpace: the name that stays leads where it did.
     """
-    name = file_name(key)
+    name = f"{key[:16]}/{SNAPSHOT_NAME}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _opened(folder) as directory:
-            if not _is_there(origin, name, directory):
-                with _temporary(directory) as temporary:
-                    _link_or_copy(origin, temporary, directory)
-                    os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(key[:16], 0o700, dir_fd=directory)
+            with _opened(key[:16], directory) as own:
+                _put(origin, own)
             with _temporary(directory) as temporary:
                 _write(temporary, json.dumps({**about, "file": name}).encode(), directory)
                 os.replace(temporary, METADATA_NAME, src_dir_fd=directory, dst_dir_fd=directory)
             with _temporary(directory) as temporary:
                 os.symlink(name, temporary, dir_fd=directory)
                 os.replace(temporary, SNAPSHOT_NAME, src_dir_fd=directory, dst_dir_fd=directory)
-            _clear(directory, {name, SNAPSHOT_NAME, METADATA_NAME, file_name(keep) if keep else ""})
+            _clear(directory, {key[:16], SNAPSHOT_NAME, METADATA_NAME, keep[:16] if keep else ""})
     except OSError as error:
         if is_no_space(error):
             raise NoSpace(
@@ -81,18 +82,21 @@ def unlink(folder: Path) -> None:
         raise SnapshotError(f"The snapshot in {folder} could not be removed: {error.strerror or error}.") from error
 
 
-def file_name(key: str) -> str:
-    """The name that a snapshot of this key has in every folder."""
-    return f"warehouse-{key[:16]}.duckdb"
-
-
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _opened(folder: Path | str, within: int | None = None) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _put(origin: Path, directory: int) -> None:
+    if _is_there(origin, SNAPSHOT_NAME, directory):
+        return
+    with _temporary(directory) as temporary:
+        _link_or_copy(origin, temporary, directory)
+        os.replace(temporary, SNAPSHOT_NAME, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 def _is_there(origin: Path, name: str, directory: int) -> bool:
@@ -142,9 +146,19 @@ def _create(name: str, directory: int) -> int:
     return os.open(name, flags, 0o600, dir_fd=directory)
 
 
-def _clear(directory: int, keep: Collection[str]) -> None:
+def _clear(directory: int, keep: Collection[str], *, within: bool = False) -> None:
     for name in os.listdir(directory):
-        # IsADirectoryError: nothing that the hub put there
-        if name not in keep:
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                os.unlink(name, dir_fd=directory)
+        if name in keep:
+            continue
+        try:
+            os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            pass
+        except IsADirectoryError:
+            # deeper than this lies nothing that the hub put there
+            if not within:
+                with contextlib.suppress(FileNotFoundError):
+                    with _opened(name, directory) as own:
+                        _clear(own, (), within=True)
+                    with contextlib.suppress(OSError):
+                        os.rmdir(name, dir_fd=directory)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from marimohub.snapshots.engine import failure, lock_down
+from marimohub.snapshots.engine import failure, opened
 from marimohub.snapshots.plan import TablePlan
 from marimohub.snapshots.types import literal, quoted, stored, wire
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 MASKING_KEY = "masking_key"
+# The file is read once or twice, from memory: compressing, or looking for a dictionary, costs more than it saves.
+_PARQUET = "FORMAT parquet, PARQUET_VERSION V2, COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 1"
 
 
 def mask_tables(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
@@ -34,14 +36,15 @@ def mask_tables(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[s
         progress: told how many tables are done.
     """
     files = [table["file"] for table in spec["tables"]]
-    with duckdb.connect(spec["raw"], read_only=True) as connection:
-        lock_down(
-            connection,
-            memory_limit=spec["memory_limit"],
-            threads=spec["threads"],
-            temporary=spec["temporary"],
-            files=files,
-        )
+    with opened(
+        spec["raw"],
+        "The copy of the warehouse could not be read",
+        read_only=True,
+        memory_limit=spec["memory_limit"],
+        threads=spec["threads"],
+        temporary=spec["temporary"],
+        files=files,
+    ) as connection:
         for done, table in enumerate(spec["tables"]):
             plan = TablePlan.from_dict(table["plan"])
             try:
@@ -62,9 +65,8 @@ def _mask(connection: DuckDBPyConnection, plan: TablePlan, file: str, key: str) 
     casts = ", ".join(
         f"CAST(({c.sql}) AS {wire(kind)}) AS c{i}" for i, (c, kind) in enumerate(zip(plan.columns, kinds, strict=True))
     )
-    # uncompressed: it is read once or twice, from memory, and decompressing costs more than reading
     counted = connection.execute(
-        f"COPY (SELECT {casts} {source}) TO {literal(file)} (FORMAT parquet, COMPRESSION uncompressed)", parameters
+        f"COPY (SELECT {casts} {source}) TO {literal(file)} ({_PARQUET})", parameters
     ).fetchone()
     described = {
         "rows": counted[0] if counted else 0,
@@ -88,14 +90,15 @@ def count_rows(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[st
         `counts`, a list of [kept, total].
     """
     counts = []
-    with duckdb.connect(spec["raw"], read_only=True) as connection:
-        lock_down(
-            connection,
-            memory_limit=spec["memory_limit"],
-            threads=spec["threads"],
-            temporary=spec["temporary"],
-            files=[],
-        )
+    with opened(
+        spec["raw"],
+        "The copy of the warehouse could not be read",
+        read_only=True,
+        memory_limit=spec["memory_limit"],
+        threads=spec["threads"],
+        temporary=spec["temporary"],
+        files=[],
+    ) as connection:
         for done, table in enumerate(spec["tables"]):
             plan = TablePlan.from_dict(table["plan"])
             where = plan.where if plan.where is not None else "true"

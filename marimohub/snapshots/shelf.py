@@ -13,6 +13,8 @@ import json
 import os
 import secrets
 import time
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,6 +40,7 @@ class Shelf:
         self.folder = folder
         self.suffix = suffix
         self._found: dict[str, float] = {}
+        self._held: Counter[str] = Counter()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path:
@@ -92,6 +95,16 @@ class Shelf:
         self._about(key).unlink(missing_ok=True)
         self._found.pop(key, None)
 
+    @contextlib.contextmanager
+    def held(self, keys: Collection[str]) -> Iterator[None]:
+        """Keep entries from being `unused` for as long as something works with them."""
+        self._held.update(keys)
+        try:
+            yield
+        finally:
+            # not subtract(): names of what is held no more would stay
+            self._held -= Counter(keys)
+
     def remove_leftovers(self) -> None:
         """Remove what a killed process left: files without their JSON, JSON without its file, temporary names."""
         for entry in self.folder.iterdir():
@@ -109,8 +122,9 @@ class Shelf:
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 # a second name is the link in somebody's folder
-                if status.st_nlink == 1 and path.name.removesuffix(self.suffix) not in self._found:
-                    found.append((status.st_mtime, status.st_size, path.name.removesuffix(self.suffix)))
+                key = path.name.removesuffix(self.suffix)
+                if status.st_nlink == 1 and key not in self._found and key not in self._held:
+                    found.append((status.st_mtime, status.st_size, key))
         return sorted(found)
 
     def newest_first(self) -> list[str]:

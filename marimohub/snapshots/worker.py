@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from marimohub.snapshots.errors import SnapshotError
+from marimohub.snapshots.errors import SnapshotError, is_no_space
 
 NICENESS = 10  # people's clicks and cells go before
 
@@ -31,10 +31,6 @@ def _tasks(name: str) -> Callable[[dict[str, Any], Callable[[int], None]], dict[
         from marimohub.snapshots.update_process import update
 
         return update
-    if name == "describe":
-        from marimohub.snapshots.describe_process import describe
-
-        return describe
     if name == "copy":
         return _copy
     from marimohub.snapshots import mask_process
@@ -42,13 +38,31 @@ def _tasks(name: str) -> Callable[[dict[str, Any], Callable[[int], None]], dict[
     return {"mask": mask_process.mask_tables, "count": mask_process.count_rows}[name]
 
 
-def _copy(spec: dict[str, Any], _progress: Callable[[int], None]) -> dict[str, Any]:
-    """Copy the warehouse: `source`, `destination`, `deadline` (seconds)."""
+def _copy(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
+    """Copy the warehouse and look at the copy: `source`, `raw` (the copy), `deadline` (seconds), and limits.
+
+    Returns:
+        what `describe` does, `version`, and `started` (ISO 8601).
+    """
     from marimohub.snapshots.source import copy
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    result = copy(spec["source"], spec["destination"], deadline=spec["deadline"], sync=False)
-    return {**vars(result), "path": str(result.path), "started": started}
+    result = copy(spec["source"], spec["raw"], deadline=spec["deadline"], sync=False)
+    progress(1)
+    from marimohub.snapshots.describe_process import describe
+
+    return {**describe(spec, progress), "version": result.version, "started": started}
+
+
+def _of_system(error: OSError) -> dict[str, str]:
+    """What the system refused, without the path."""
+    if is_no_space(error):
+        return {
+            "type": "NoSpace",
+            "message": "There is no room to build a snapshot. Make room on the hub's disk and try again.",
+        }
+    why = error.strerror or type(error).__name__
+    return {"type": "HelperFailed", "message": f"The snapshot could not be made: {why}. Try again."}
 
 
 def _say(message: dict[str, Any]) -> None:
@@ -72,6 +86,9 @@ def main(name: str) -> int:
         _say({"result": _tasks(name)(spec, lambda done: _say({"progress": done}))})
     except SnapshotError as error:
         _say({"error": {"type": type(error).__name__, "message": error.message}})
+        return 1
+    except OSError as error:
+        _say({"error": _of_system(error)})
         return 1
     return 0
 

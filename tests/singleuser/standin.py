@@ -55,6 +55,10 @@ class StandInHub:
     keep_drafts: bool = True
     lose_answers: int = 0  # so many accepted PUTs are answered by closing the connection
 
+    refreshed: int = 0
+    refresh_answer: dict[str, Any] = field(default_factory=lambda: {"snapshot": {}, "changed": True})
+    refresh_status: int = 200
+
     def __post_init__(self) -> None:
         self.tokens[self.server_token] = self.person(self.owner)
         self._codes: dict[str, tuple[str, str]] = {}
@@ -121,6 +125,7 @@ class StandInHub:
                 web.get("/hub/api/notebooks/{name}/text", self._get_text),
                 web.put("/hub/api/notebooks/{name}/text", self._put_text),
                 web.post("/hub/api/notebooks/{name}/heartbeat", self._heartbeat),
+                web.post("/hub/api/snapshot/refresh", self._refresh),
             ]
         )
         return app
@@ -192,6 +197,11 @@ class StandInHub:
             assert request.transport is not None
             request.transport.close()
         return web.json_response({"hash": sha(entry.text), "modified": "2026-01-01T00:00:00Z"})
+
+    async def _refresh(self, request: web.Request) -> web.Response:
+        assert self._who(request)["name"] == self.owner
+        self.refreshed += 1
+        return web.json_response(self.refresh_answer, status=self.refresh_status)
 
     async def _heartbeat(self, request: web.Request) -> web.Response:
         body = await request.json()

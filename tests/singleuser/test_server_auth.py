@@ -35,6 +35,8 @@ PATHS = [
     "openapi.json",
     "mcp/server",
     "nonsense",
+    "marimohub/snapshot",
+    "marimohub/snapshot/refresh",
 ]
 SOCKETS = ["ws?session_id=s_1&file=report.py", "ws_sync?file=report.py", "terminal/ws", "lsp/pylsp", "lsp/copilot"]
 

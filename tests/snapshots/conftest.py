@@ -13,7 +13,7 @@ import duckdb
 import pytest
 
 from marimohub.snapshots import helper
-from marimohub.snapshots.cache import BUILD_PREFIX, SnapshotCache
+from marimohub.snapshots.cache import BUILD_PREFIX, Snapshot, SnapshotCache
 from marimohub.snapshots.plan import ColumnPlan, Plan, TablePlan
 
 WRITER = Path(__file__).with_name("writer.py")
@@ -159,3 +159,27 @@ async def settled(cache: SnapshotCache) -> None:
 def plan(*tables: str, add: int = 1) -> Plan:
     """A plan that shows `i + add` of each table as `i`."""
     return Plan(tuple(TablePlan("main", name, (ColumnPlan("i", f'"i" + {add}'),)) for name in tables))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "users" / "ann" / "snapshot"
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder of somebody else with a file in it."""
+    path = tmp_path / "outside"
+    path.mkdir()
+    (path / "precious").write_text("precious")
+    return path
+
+
+async def governed(cache: SnapshotCache, add: int = 1) -> Snapshot:
+    return await cache.governed(await cache.raw(), plan("t", add=add))
+
+
+async def next_one(cache: SnapshotCache, add: int = 1) -> Snapshot:
+    """After one more commit."""
+    await asyncio.to_thread(commit, cache.warehouse, "INSERT INTO t VALUES (1)")
+    return await governed(cache, add)

@@ -117,19 +117,13 @@ async def test_a_killed_helper_leaves_no_half_made_entry_and_no_folder(slow, hel
     assert rows((await slow.governed(raw, BOTH)).path, "SELECT count(*) FROM slow") == [(3_000_000,)]
 
 
-async def test_a_killed_look_at_the_copy_leaves_nothing(cache, monkeypatch):
-    real = asyncio.create_subprocess_exec
+async def test_a_killed_look_at_the_copy_leaves_nothing(cache, helpers):
+    def kill(_part: float, what: str) -> None:
+        if what == "Looking at what is in it":
+            helpers.processes[-1].kill()
 
-    async def start(*arguments, **options):
-        process = await real(*arguments, **options)
-        if arguments[-1] == "describe":
-            process.kill()
-        return process
-
-    with monkeypatch.context() as patch:
-        patch.setattr(asyncio, "create_subprocess_exec", start)
-        with pytest.raises(HelperFailed, match=r"was interrupted \(signal 9\)"):
-            await cache.raw()
+    with pytest.raises(HelperFailed, match=r"was interrupted \(signal 9\)"):
+        await cache.raw(kill)
     assert builds(cache) == stored(cache) == []
     assert (await cache.plain()).path.exists()
 
@@ -270,7 +264,7 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("stage", "size"), [("copy", 100_000), ("mask", 4_000), ("build", 100_000)])
+@pytest.mark.parametrize(("stage", "size"), [("copy", 100_000), ("mask", 200), ("build", 100_000)])
 async def test_without_room_there_is_a_sentence_and_nothing_is_left(cache, helpers, stage, size):
     raw = await cache.raw() if stage != "copy" else None
     await settled(cache)

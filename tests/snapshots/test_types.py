@@ -39,7 +39,13 @@ NUMBERS = {
 TIMES = {
     "DATE": ["infinity", "-infinity", "5877642-06-25 (BC)", "5881580-07-10", "1970-01-01", "0001-01-01"],
     "TIME": ["00:00:00", "23:59:59.999999", "24:00:00"],
-    "TIME WITH TIME ZONE": ["00:00:00+15:59", "23:59:59.999999-15:59", "24:00:00+00", "10:00:00+01", "09:00:00+00"],
+    "TIME WITH TIME ZONE": [
+        "00:00:00+15:59",
+        "23:59:59.999999-15:59",
+        "24:00:00+00",
+        "10:00:00+01",
+        "10:00:00-01:02:03",
+    ],
     "TIME_NS": ["10:00:00.123456789", "00:00:00"],
     "TIMESTAMP": [
         "infinity",
@@ -64,6 +70,9 @@ TIMES = {
         "2262-04-11 23:47:16.854775806",
     ],
     "INTERVAL": [
+        "-1 months 3 days -00:00:01",
+        "178956970 years",
+        "9223372036854775807 microseconds",
         "1 month",
         "30 days",
         "720 hours",
@@ -120,6 +129,11 @@ NESTED: dict[str, tuple[list[str], str]] = {
         "",
     ),
     "DECIMAL(38,2)[]": (["[999999999999999999999999999999999999.99]"], ""),
+    'STRUCT("a.b" INTEGER, list INTEGER[], element STRUCT(element INTEGER)[])': (["ROW(1, [1], [ROW(1)])"], ""),
+    'MAP(INTEGER[2], STRUCT("key" INTEGER, "value" VARCHAR[2]))': (["MAP {[1, 2]: ROW(3, ['a', NULL])}"], ""),
+    "DATE[]": (["['infinity', '-infinity', NULL]"], ""),
+    "TIMESTAMP_S[]": (["['infinity', '2020-01-01 00:00:01', NULL]"], ""),
+    "TIMESTAMP WITH TIME ZONE[]": (["['-infinity', '2020-01-01 00:00:01+01', NULL]"], ""),
     "JSON[]": (["['{\"a\": 1}', NULL]"], ""),
     "BLOB[]": ([r"['\x00\xFF'::BLOB, ''::BLOB]"], ""),
     "STRUCT(d DOUBLE, f FLOAT)": (["{'d': '-0.0', 'f': 'nan'}", "{'d': 0.1, 'f': 0.1}"], ""),
@@ -140,8 +154,14 @@ NESTED: dict[str, tuple[list[str], str]] = {
     "GEOMETRY('OGC:CRS84')": (["'POINT(1 2)'"], "VARCHAR"),
     "TIMESTAMPTZ_NS": (["'2020-01-01 10:00:00.123456789+01'", "'infinity'"], "VARCHAR"),
 }
-# No column can have them.
-NO_COLUMNS = {"TYPE", "TUPLE", "NULL"}
+# Types that a column only gets by what it is made of.
+MADE_OF = {
+    "NULL": ("NULL", "VARCHAR"),
+    '"NULL"[]': ("[NULL]", "VARCHAR[]"),
+    'STRUCT(a "NULL")': ("{'a': NULL}", "STRUCT(a VARCHAR)"),
+    "TUPLE(INTEGER, VARCHAR)": ("row(1, 'x')", "VARCHAR"),
+}
+NO_COLUMNS = {"TYPE"}
 
 
 def text(value: str) -> str:
@@ -187,6 +207,20 @@ def test_values_come_through_as_they_were(tmp_path, kind):
     assert after[1] == before[1]
 
 
+@pytest.mark.parametrize(("value", "becomes"), MADE_OF.values(), ids=MADE_OF)
+def test_types_without_a_name_come_through_as_text(tmp_path, value, becomes):
+    out = through(tmp_path, [f"CREATE TABLE t AS SELECT 1 AS n, {value} AS x"])
+    before, after = looked_at(tmp_path / "raw.duckdb"), looked_at(out)
+    assert after == (becomes, before[1])
+
+
+def test_rows_keep_their_order(tmp_path):
+    query = "SELECT hash(i) AS n, i::VARCHAR AS x FROM range(300000) r(i)"
+    out = through(tmp_path, [f"CREATE TABLE t AS {query}"])
+    with duckdb.connect(str(out), read_only=True) as connection:
+        assert connection.execute("FROM t").fetchall() == connection.execute(query).fetchall()
+
+
 @pytest.mark.parametrize("kind", ["INTEGER", "VARCHAR", "STRUCT(a INTEGER)", "INTEGER[2]", "ENUM('spare')", "VARIANT"])
 @pytest.mark.parametrize("rows", [[], ["NULL"]], ids=["no rows", "only NULL"])
 def test_a_table_without_a_value_comes_through(tmp_path, kind, rows):
@@ -199,7 +233,7 @@ def test_a_table_without_a_value_comes_through(tmp_path, kind, rows):
 def test_every_type_of_duckdb_is_among_these():
     with duckdb.connect() as connection:
         known = {row[0] for row in connection.execute("SELECT DISTINCT logical_type FROM duckdb_types()").fetchall()}
-    nested = " ".join(CASES)
+    nested = " ".join([*CASES, *MADE_OF])
     missing = {kind for kind in known if kind not in nested} - NO_COLUMNS - {"LIST", "ARRAY", "DECIMAL"}
     assert missing == set()
 

@@ -1,4 +1,4 @@
-"""Bringing a governed snapshot up to date: the same as building it anew, and nothing of the former one is left in it."""
+"""Bringing a governed snapshot up to date: the same as building it anew, and nothing of the former one is left."""
 
 from __future__ import annotations
 
