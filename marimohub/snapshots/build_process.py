@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from marimohub.snapshots.engine import failure, opened
+from marimohub.snapshots.engine import failure, full_name, opened
 from marimohub.snapshots.errors import HelperFailed
 from marimohub.snapshots.types import literal, quoted
 
@@ -63,9 +63,9 @@ def _create(connection: DuckDBPyConnection, table: dict[str, Any]) -> None:
     columns = ", ".join(
         f"CAST(c{i} AS {column['type']}) AS {quoted(column['name'])}" for i, column in enumerate(described["columns"])
     )
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(table['schema'])}")
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {full_name(connection, table['schema'])}")
     connection.execute(
-        f"CREATE TABLE {quoted(table['schema'])}.{quoted(table['name'])} AS "
+        f"CREATE TABLE {full_name(connection, table['schema'], table['name'])} AS "
         f"SELECT {columns} FROM read_parquet({literal(table['file'])})"
     )
 
@@ -86,7 +86,7 @@ def _create_view(connection: DuckDBPyConnection, view: dict[str, Any]) -> bool:
         statements = connection.extract_statements(view["sql"])
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.CREATE:
             return False
-        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(view['schema'])}")
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {full_name(connection, view['schema'])}")
         connection.execute(view["sql"])
     except duckdb.Error:
         return False

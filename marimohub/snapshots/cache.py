@@ -191,7 +191,10 @@ class SnapshotCache:
 
         async def work(say: Report) -> tuple[Entry, bool]:
             found = await asyncio.to_thread(self._governed.find, key)
-            return (found, True) if found is not None else (await self._build(key, raw, plan, say), False)
+            if found is not None:
+                return found, True
+            with self._raw.held([raw.version]):
+                return await self._build(key, raw, plan, say), False
 
         entry, reused = await self._builds.join(key, work, report)
         return self._snapshot(raw, entry, plan.digest(), reused, masked.manifest(plan, entry.about))
@@ -199,16 +202,18 @@ class SnapshotCache:
     async def _build(self, key: str, raw: Raw, plan: Plan, report: Report) -> Entry:
         report(0.0, "Waiting for another snapshot to be built")
         async with self._turn, self._build_folder() as folder:
-            file, about = await masked.build(
-                raw,
-                plan,
-                self._parts,
-                folder,
-                base=await asyncio.to_thread(self._former, plan),
-                masking_key=self.masking_key,
-                limits=self.limits,
-                report=report,
-            )
+            base = await asyncio.to_thread(self._former, plan)
+            with self._governed.held([base.key] if base is not None else []):
+                file, about = await masked.build(
+                    raw,
+                    plan,
+                    self._parts,
+                    folder,
+                    base=base,
+                    masking_key=self.masking_key,
+                    limits=self.limits,
+                    report=report,
+                )
             entry = await asyncio.to_thread(self._governed.put, key, file, about)
         self._later(self._governed, key)
         return entry
@@ -227,16 +232,11 @@ class SnapshotCache:
     async def count(self, plans: Collection[TablePlan]) -> list[tuple[int, int]]:
         """How many rows of each planned table are kept, and how many there are. Raises SnapshotError."""
         raw = await self.raw()
-        async with self._build_folder() as folder:
-            found = await helper.run(
-                "count",
-                {
-                    "raw": str(raw.entry.path),
-                    "tables": [{"plan": asdict(plan)} for plan in plans],
-                    **self.limits.of(folder),
-                },
-                timeout=self.limits.timeout,
-            )
+        tables = [{"plan": asdict(plan)} for plan in plans]
+        with self._raw.held([raw.version]):
+            async with self._build_folder() as folder:
+                spec = {"raw": str(raw.entry.path), "tables": tables, **self.limits.of(folder)}
+                found = await helper.run("count", spec, timeout=self.limits.timeout)
         return [(kept, total) for kept, total in found["counts"]]
 
     def _snapshot(self, raw: Raw, entry: Entry, plan: str, reused: bool, manifest: dict[str, Any]) -> Snapshot:

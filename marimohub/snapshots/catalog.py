@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from marimohub.snapshots.engine import full_name
 from marimohub.snapshots.layout import HEADERS_SIZE
 from marimohub.snapshots.schema import Column, Other, Table, View, WarehouseSchema
 from marimohub.snapshots.types import quoted
@@ -76,7 +77,9 @@ def read_schema(connection: DuckDBPyConnection) -> WarehouseSchema:
         "SELECT schema_name, table_name FROM system.main.duckdb_tables() "
         "WHERE NOT internal AND NOT temporary ORDER BY ALL"
     ).fetchall():
-        count = connection.execute(f"SELECT {_SYSTEM}.count_star() FROM {quoted(schema)}.{quoted(table)}").fetchone()
+        count = connection.execute(
+            f"SELECT {_SYSTEM}.count_star() FROM {full_name(connection, schema, table)}"
+        ).fetchone()
         tables.append(Table(schema, table, tuple(columns.get((schema, table), ())), count[0] if count else 0))
     views = [
         View(schema, view, tuple(columns.get((schema, view), ())), sql)
@@ -120,7 +123,7 @@ def _collated(connection: DuckDBPyConnection) -> dict[str, str]:
 
 
 def _segments(connection: DuckDBPyConnection, table: Table) -> list[dict[str, Any]]:
-    name = f"{quoted(table.schema)}.{quoted(table.name)}"
+    name = full_name(connection, table.schema, table.name)
     cursor = connection.execute("SELECT * FROM system.main.pragma_storage_info(?)", [name])
     names = [column[0] for column in cursor.description or ()]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
@@ -162,7 +165,7 @@ def _fingerprint(
     expressions = [_ROWS_LEFT] if table.rows != stored else []
     expressions += _by_value(sorted(by_value & {column.name for column in plain}))
     if expressions and table.rows:
-        name = f"{quoted(table.schema)}.{quoted(table.name)}"
+        name = full_name(connection, table.schema, table.name)
         digest.update(repr(connection.execute(f"SELECT {', '.join(expressions)} FROM {name}").fetchone()).encode())
     digest.update(repr(table.rows).encode())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from marimohub.snapshots.errors import HelperFailed, NoSpace
-from marimohub.snapshots.types import literal
+from marimohub.snapshots.types import literal, quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -52,6 +52,13 @@ def lock_down(
     connection.execute(f"SET allowed_paths = [{', '.join(map(literal, files))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
+
+
+def full_name(connection: DuckDBPyConnection, *names: str) -> str:
+    """A name within the open database, as SQL; a schema may be called like a database, such as `temp`."""
+    found = connection.execute("SELECT system.main.current_database()").fetchone()
+    assert found is not None
+    return ".".join(map(quoted, (found[0], *names)))
 
 
 def failure(error: duckdb.Error, what: str) -> NoSpace | HelperFailed:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from marimohub.snapshots.engine import failure, opened
+from marimohub.snapshots.engine import failure, full_name, opened
 from marimohub.snapshots.plan import TablePlan
-from marimohub.snapshots.types import literal, quoted, stored, wire
+from marimohub.snapshots.types import literal, stored, wire
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -56,7 +56,7 @@ def mask_tables(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[s
 
 
 def _mask(connection: DuckDBPyConnection, plan: TablePlan, file: str, key: str) -> None:
-    source = f"FROM {quoted(plan.schema)}.{quoted(plan.name)}"
+    source = f"FROM {full_name(connection, plan.schema, plan.name)}"
     if plan.where is not None:
         source += f" WHERE ({plan.where})"
     columns = ", ".join(f"({column.sql}) AS c{i}" for i, column in enumerate(plan.columns))
@@ -104,7 +104,9 @@ def count_rows(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[st
             where = plan.where if plan.where is not None else "true"
             # by its full name: a macro of the warehouse may have the short one
             count = "system.main.count_star()"
-            query = f"SELECT {count} FILTER (WHERE ({where})), {count} FROM {quoted(plan.schema)}.{quoted(plan.name)}"
+            query = (
+                f"SELECT {count} FILTER (WHERE ({where})), {count} FROM {full_name(connection, plan.schema, plan.name)}"
+            )
             used = {name: value for name, value in plan.parameters.items() if _uses(query, name)}
             try:
                 counts.append(connection.execute(query, used).fetchone())

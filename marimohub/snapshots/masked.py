@@ -105,12 +105,30 @@ async def build(
         SnapshotError: as the helper says; nothing but files in `folder` and finished parts is left.
     """
     keys = [part_key(raw, table, masking_key) for table in plan.tables]
+    with parts.held(keys):
+        return await _build(
+            raw, plan, keys, parts, folder, base=base, masking_key=masking_key, limits=limits, report=report
+        )
+
+
+async def _build(
+    raw: Raw,
+    plan: Plan,
+    keys: list[str],
+    parts: Shelf,
+    folder: Path,
+    *,
+    base: Entry | None,
+    masking_key: str,
+    limits: Limits,
+    report: Report,
+) -> tuple[Path, dict[str, Any]]:
     found = await asyncio.to_thread(lambda: {key: parts.find(key) for key in keys})
     missing = [(key, table) for key, table in zip(keys, plan.tables, strict=True) if found[key] is None]
     if missing:
         found |= await _mask(raw, missing, parts, folder, masking_key=masking_key, limits=limits, report=report)
     entries = [found[key] for key in keys]
-    destination = folder / "snapshot.duckdb"
+    destination = folder / "warehouse.duckdb"  # as it will be called: what is ambiguous then does not bind now
 
     def progress(done: int) -> None:
         report(

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from marimohub.snapshots.engine import full_name
 from marimohub.snapshots.layout import HEADERS_SIZE, checksum
-from marimohub.snapshots.types import quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -65,7 +65,7 @@ def table_blocks(connection: DuckDBPyConnection) -> dict[tuple[str, str], set[in
     for schema, name in connection.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall():
         blocks: set[int] = set()
         for block, more in connection.execute(
-            "SELECT block_id, additional_block_ids FROM pragma_storage_info(?)", [f"{quoted(schema)}.{quoted(name)}"]
+            "SELECT block_id, additional_block_ids FROM pragma_storage_info(?)", [full_name(connection, schema, name)]
         ).fetchall():
             blocks.update(one for one in (block, *(more or ())) if one is not None and one >= 0)
         found[schema, name] = blocks

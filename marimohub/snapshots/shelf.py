@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from marimohub.snapshots.transfer import fsync_folder
+
 HANDED_OUT_GRACE = 300.0  # seconds in which an entry that was found is safe from removal
 
 
@@ -69,6 +71,10 @@ class Shelf:
 
     def put(self, key: str, built: Path, about: dict[str, Any]) -> Entry:
         """Move a finished file in. Raises OSError."""
+        if self._about(key).exists():
+            # of an entry that was found damaged: after a power failure it must not vouch for this file
+            self._about(key).unlink()
+            fsync_folder(str(self.folder))
         about = {**about, "size": os.path.getsize(built), "boot": boot(), "settled": False}
         self._found[key] = time.monotonic()
         write_json(self._about(key), about)

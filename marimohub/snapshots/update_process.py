@@ -14,10 +14,9 @@ from typing import Any
 import duckdb
 
 from marimohub.snapshots.build_process import finish
-from marimohub.snapshots.engine import failure, lock_down
+from marimohub.snapshots.engine import failure, full_name, lock_down
 from marimohub.snapshots.scrub import Unscrubbable, scrub, table_blocks
 from marimohub.snapshots.transfer import transfer
-from marimohub.snapshots.types import quoted
 
 # Replacing more of the blocks than this costs more than building all anew.
 WORTH = 0.7
@@ -87,10 +86,10 @@ def _drop_all_but(path: str, kept: set[tuple[str, str]], spec: dict[str, Any]) -
             return False
         views = connection.execute("SELECT schema_name, view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         for schema, name in views:
-            connection.execute(f"DROP VIEW {quoted(schema)}.{quoted(name)}")
+            connection.execute(f"DROP VIEW {full_name(connection, schema, name)}")
         for schema, name in set(blocks) - kept:
-            connection.execute(f"DROP TABLE {quoted(schema)}.{quoted(name)}")
+            connection.execute(f"DROP TABLE {full_name(connection, schema, name)}")
         for schema in {schema for schema, _ in [*blocks, *views]} - {schema for schema, _ in kept} - {"main"}:
-            connection.execute(f"DROP SCHEMA IF EXISTS {quoted(schema)}")
+            connection.execute(f"DROP SCHEMA IF EXISTS {full_name(connection, schema)}")
         connection.execute("CHECKPOINT")
     return True

@@ -275,3 +275,36 @@ async def test_a_condition_that_keeps_nothing_leaves_the_columns(ten):
     assert rows(made.path, "SELECT column_name, column_type FROM (DESCRIBE t0)") == [("i", "BIGINT"), ("s", "VARCHAR")]
     assert made.manifest["tables"][0]["rows"] == 0
     assert made.manifest["tables"][0]["filtered"]
+
+
+@pytest.mark.parametrize("name", ["raw", "snapshot", "warehouse", "temp", "system", "main"])
+async def test_a_schema_may_be_called_like_a_file_of_ours(tmp_path, name):
+    path = tmp_path / "w.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(f'CREATE SCHEMA IF NOT EXISTS w."{name}"; CREATE TABLE w."{name}".t AS SELECT 1 AS i')
+    cache = SnapshotCache(tmp_path / "cache", path)
+    wanted = Plan((TablePlan(name, "t", (ColumnPlan("i", '"i"'),)),))
+    made = await governed(cache, wanted)
+    with duckdb.connect(str(made.path), read_only=True) as connection:
+        found = connection.execute("SELECT schema_name, table_name, estimated_size FROM duckdb_tables()").fetchall()
+    assert found == [(name, "t", 1)]
+    assert await cache.count(wanted.tables) == [(1, 1)]
+
+
+@pytest.mark.parametrize("name", ["snapshot", "temp", "system"])
+async def test_a_schema_called_like_a_database_is_brought_up_to_date(tmp_path, helpers, name):
+    path = tmp_path / "w.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(f'CREATE SCHEMA w."{name}"')
+        for table in ("t", "u"):
+            connection.execute(f'CREATE TABLE w."{name}".{table} AS SELECT hash(range) AS i FROM range(200000)')
+        connection.execute(f'CREATE TABLE w."{name}".small AS SELECT 1 AS i')
+    cache = SnapshotCache(tmp_path / "cache", path)
+    wanted = Plan(tuple(TablePlan(name, table, (ColumnPlan("i", '"i"'),)) for table in ("t", "u", "small")))
+    await governed(cache, wanted)
+    await asyncio.to_thread(commit, path, f'UPDATE w."{name}".small SET i = 2')
+    made = await governed(cache, wanted)
+    assert "update" in helpers.tasks
+    with duckdb.connect(str(made.path), read_only=True) as connection:
+        (catalog,) = connection.execute("SELECT current_database()").fetchone() or ("",)
+        assert connection.execute(f'FROM "{catalog}"."{name}".small').fetchall() == [(2,)]

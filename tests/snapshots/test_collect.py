@@ -174,3 +174,15 @@ def test_an_empty_shelf_answers_everything(tmp_path):
     one.settle("0" * 64)
     assert one.unused() == []
     assert one.size() == 0
+
+
+def test_what_is_held_is_in_use_until_all_have_let_go(tmp_path):
+    one = shelf.Shelf(tmp_path / "shelf", ".x")
+    (tmp_path / "built").write_text("content")
+    one.put("key", tmp_path / "built", {})
+    one._found.clear()
+    with one.held(["key"]):
+        with one.held(["key", "other"]):
+            assert one.unused() == []
+        assert one.unused() == []
+    assert [key for _used, _size, key in one.unused()] == ["key"]
