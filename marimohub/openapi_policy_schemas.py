@@ -94,7 +94,7 @@ SCHEMAS: dict[str, Json] = {
                         granted_by=_MAYBE_STRING,
                     )
                 ),
-                rows=_COUNT,
+                rows={"type": ["integer", "null"], "description": "null for people themselves, if rows are withheld."},
                 visible_rows={"type": ["integer", "null"], "description": "null for a table that is not visible."},
             )
         ),

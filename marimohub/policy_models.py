@@ -54,3 +54,12 @@ def attributes_model(user: str, found: Attributes) -> dict[str, Any]:
     """A person's attributes for the API."""
     declared = {name: {"type": kind.type, "list": kind.list} for name, kind in found.declared.items()}
     return {"user": user, "attributes": found.values, "declared": declared, "unusable": found.unusable}
+
+
+def own_explanation(explained: dict[str, Any]) -> dict[str, Any]:
+    """An explanation as the person themselves gets it: how much is withheld is not told, nor what ails the policy."""
+    tables = [
+        {**table, "rows": table["rows"] if table["visible"] and not table["filters"] else None}
+        for table in explained["tables"]
+    ]
+    return {**explained, "tables": tables, "warnings": []}

@@ -13,7 +13,14 @@ from marimohub.governance.errors import Problem
 from marimohub.governance.subject import Subject
 from marimohub.governing import Governor
 from marimohub.handlers.base import ApiHandler, RequestError, answers, row_id
-from marimohub.policy_models import attributes_model, entry_model, policy_model, problem_models, schema_model
+from marimohub.policy_models import (
+    attributes_model,
+    entry_model,
+    own_explanation,
+    policy_model,
+    problem_models,
+    schema_model,
+)
 from marimohub.snapshots.errors import SnapshotError
 from marimohub.snapshots.schema import WarehouseSchema
 
@@ -169,7 +176,7 @@ class ExplainHandler(PolicyApi):
             table=self.query("table"),
             column=self.query("column"),
         )
-        self.finish(explained)
+        self.finish(explained if self.viewer.is_admin else own_explanation(explained))
 
 
 class DiffHandler(PolicyApi):

@@ -35,7 +35,8 @@ function columnRow(column) {
 
 function rowsKept({ rows, visible_rows: kept, filters, no_rows: none, visible }) {
   if (!visible) return "no column is visible";
-  if (none) return `no rows of ${number.format(rows)}`;
+  if (none) return rows === null ? "no rows" : `no rows of ${number.format(rows)}`;
+  if (rows === null) return counted(kept ?? 0, "row");
   if (kept === null || kept === undefined || !filters.length) return `all ${counted(rows, "row")}`;
   return `${number.format(kept)} of ${counted(rows, "row")}`;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from datetime import date
 from typing import Any
 
@@ -265,7 +266,7 @@ def test_any_text_is_refused_or_one_expression_over_one_row(table: duckdb.DuckDB
         return
     rendered = predicates.render(tree)
     assert predicates.parameters(tree) <= {"limit"}
-    assert ";" not in rendered.replace("';'", "")
+    assert ";" not in re.sub(r"'(?:[^']|'')*'", "", rendered)
     if predicates.columns(tree) <= {"country", "id", "t", "x"}:
         statements = duckdb.extract_statements(f"SELECT {rendered}")
         assert len(statements) == 1

@@ -16,8 +16,6 @@ from marimohub.snapshots.errors import NoSpace
 from marimohub.snapshots.plan import ColumnPlan, Plan, TablePlan, ViewPlan
 from tests.snapshots.conftest import builds, commit, plan, rows, settled, stored
 
-pytestmark = pytest.mark.unit
-
 ALL = ["copy", "mask", "build"]
 TEN = [f"t{number}" for number in range(10)]
 

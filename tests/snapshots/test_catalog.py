@@ -14,8 +14,6 @@ from marimohub.snapshots.catalog import table_key
 from marimohub.snapshots.describe_process import describe
 from marimohub.snapshots.schema import Column, Other, Table, WarehouseSchema
 
-pytestmark = pytest.mark.unit
-
 LONG = "'long ' || i || repeat('x', 9000)"
 COLUMNS = (
     "i, i * 3 AS n, i / 7 AS d, 'name ' || i AS s, i % 3 = 0 AS b, {'a': i, 'b': [i, i + 1]} AS nested, "

@@ -13,8 +13,6 @@ from marimohub.snapshots import shelf
 from marimohub.snapshots.cache import SnapshotCache
 from tests.snapshots.conftest import governed, next_one, plan, rows, settled, stored
 
-pytestmark = pytest.mark.unit
-
 
 def forget(cache: SnapshotCache) -> None:
     """Let the time pass in which what was handed out is safe."""

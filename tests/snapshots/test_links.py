@@ -15,8 +15,6 @@ from marimohub.snapshots.cache import SnapshotCache
 from marimohub.snapshots.errors import SnapshotError
 from tests.snapshots.conftest import governed, next_one, rows
 
-pytestmark = pytest.mark.unit
-
 STABLE = ["warehouse.duckdb", "warehouse.json"]
 
 
