@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from marimohub.openapi_schemas import array_of, object_of
+
 Json = dict[str, Any]
 
 _STRING: Json = {"type": "string"}
@@ -14,24 +16,11 @@ _TIME: Json = {"$ref": "#/components/schemas/Time"}
 _ATTRIBUTE_TYPE: Json = {"enum": ["text", "number", "date", "boolean"]}
 
 
-def _list(items: Json) -> Json:
-    return {"type": "array", "items": items}
-
-
-def _object(**properties: Json) -> Json:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
 def _map(values: Json) -> Json:
     return {"type": "object", "additionalProperties": values}
 
 
-_PROBLEMS = _list({"$ref": "#/components/schemas/Problem"})
+_PROBLEMS = array_of({"$ref": "#/components/schemas/Problem"})
 _GOVERNANCE: Json = {"enum": ["policy", "off"], "description": "Whether people's snapshots follow the policy."}
 _REVISION: Json = {
     "revision": {**_COUNT, "description": "0 as long as there is no policy."},
@@ -39,25 +28,25 @@ _REVISION: Json = {
     "comment": _STRING,
     "created": {"anyOf": [_TIME, {"type": "null"}]},
 }
-_COLUMNS = _list(_object(name=_STRING, type=_STRING, generated=_BOOLEAN))
-_NAMES = _list(_STRING)
+_COLUMNS = array_of(object_of(name=_STRING, type=_STRING, generated=_BOOLEAN))
+_NAMES = array_of(_STRING)
 
 SCHEMAS: dict[str, Json] = {
-    "Problem": _object(
+    "Problem": object_of(
         severity={"enum": ["error", "warning"], "description": "A policy with errors is not applied."},
         where={**_STRING, "description": "A path such as `filters[0].where.column`; empty for all of it."},
         message=_STRING,
         line={**_COUNT, "description": "From 1; 0 if it is unknown."},
     ),
-    "Policy": _object(**_REVISION, text=_STRING, problems=_PROBLEMS, governance=_GOVERNANCE),
-    "PolicyRevision": _object(**_REVISION),
-    "PolicyText": _object(**_REVISION, text=_STRING),
-    "Warehouse": _object(
-        tables=_list(_object(schema=_STRING, name=_STRING, rows=_COUNT, columns=_COLUMNS)),
-        views=_list(_object(schema=_STRING, name=_STRING, columns=_COLUMNS)),
-        others=_list(_object(kind=_STRING, name=_STRING)),
+    "Policy": object_of(**_REVISION, text=_STRING, problems=_PROBLEMS, governance=_GOVERNANCE),
+    "PolicyRevision": object_of(**_REVISION),
+    "PolicyText": object_of(**_REVISION, text=_STRING),
+    "Warehouse": object_of(
+        tables=array_of(object_of(schema=_STRING, name=_STRING, rows=_COUNT, columns=_COLUMNS)),
+        views=array_of(object_of(schema=_STRING, name=_STRING, columns=_COLUMNS)),
+        others=array_of(object_of(kind=_STRING, name=_STRING)),
     ),
-    "Explanation": _object(
+    "Explanation": object_of(
         revision=_REVISION["revision"],
         governance=_GOVERNANCE,
         user=_STRING,
@@ -65,7 +54,7 @@ SCHEMAS: dict[str, Json] = {
         groups=_NAMES,
         clearance={**_STRING, "description": "The highest level that the person sees."},
         attributes=_map(
-            _object(
+            object_of(
                 type=_ATTRIBUTE_TYPE,
                 list=_BOOLEAN,
                 held={**_BOOLEAN, "description": "Whether the person has a value that fits."},
@@ -73,16 +62,16 @@ SCHEMAS: dict[str, Json] = {
             )
         ),
         digest={**_STRING, "description": "The same for two people who see the same."},
-        tables=_list(
-            _object(
+        tables=array_of(
+            object_of(
                 schema=_STRING,
                 name=_STRING,
                 display={**_STRING, "description": "`schema.table`, quoted where it must be."},
                 visible=_BOOLEAN,
                 filters={**_NAMES, "description": "The rules that choose rows."},
                 no_rows={**_MAYBE_STRING, "description": "Why there are none."},
-                columns=_list(
-                    _object(
+                columns=array_of(
+                    object_of(
                         name=_STRING,
                         type=_STRING,
                         level=_MAYBE_STRING,
@@ -99,19 +88,19 @@ SCHEMAS: dict[str, Json] = {
             )
         ),
         views=_NAMES,
-        omitted=_list(_object(kind=_STRING, name=_STRING, reason=_STRING)),
+        omitted=array_of(object_of(kind=_STRING, name=_STRING, reason=_STRING)),
         warnings=_PROBLEMS,
     ),
-    "Difference": _object(
+    "Difference": object_of(
         same={**_BOOLEAN, "description": "Whether both see exactly the same."},
         tables_added=_NAMES,
         tables_removed=_NAMES,
-        changed=_list(
-            _object(
+        changed=array_of(
+            object_of(
                 table=_STRING,
                 columns_added=_NAMES,
                 columns_removed=_NAMES,
-                masks=_list(_object(column=_STRING, before=_MAYBE_STRING, after=_MAYBE_STRING)),
+                masks=array_of(object_of(column=_STRING, before=_MAYBE_STRING, after=_MAYBE_STRING)),
                 rows={**_BOOLEAN, "description": "Whether rows are chosen otherwise."},
                 filters_before=_NAMES,
                 filters_after=_NAMES,
@@ -123,20 +112,20 @@ SCHEMAS: dict[str, Json] = {
         views_removed=_NAMES,
         views_changed=_NAMES,
     ),
-    "Snapshot": _object(
+    "Snapshot": object_of(
         created={**_STRING, "description": "When the warehouse was copied."},
         checked={**_STRING, "description": "When it was last seen to be unchanged since."},
         version={**_STRING, "description": "Names the state of the warehouse."},
         governed={**_BOOLEAN, "description": "Whether it follows the policy."},
         current={**_BOOLEAN, "description": "Whether it was made for what one may see now."},
     ),
-    "Revocation": _object(
+    "Revocation": object_of(
         user=_STRING, outcome={"enum": ["restarted", "stopped", "failed"]}, message={**_STRING, "description": "Why."}
     ),
-    "Attributes": _object(
+    "Attributes": object_of(
         user=_STRING,
         attributes={"type": "object", "description": "Name to value."},
-        declared=_map(_object(type=_ATTRIBUTE_TYPE, list=_BOOLEAN)),
+        declared=_map(object_of(type=_ATTRIBUTE_TYPE, list=_BOOLEAN)),
         unusable={**_NAMES, "description": "Stored, but not as the policy declares it now: they do not count."},
     ),
 }

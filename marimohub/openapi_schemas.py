@@ -20,11 +20,13 @@ def _maybe(schema: str) -> Json:
     return {"anyOf": [_ref(schema), {"type": "null"}]}
 
 
-def _list(items: Json) -> Json:
+def array_of(items: Json) -> Json:
+    """The schema of a list."""
     return {"type": "array", "items": items}
 
 
-def _object(**properties: Json) -> Json:
+def object_of(**properties: Json) -> Json:
+    """The schema of an object that has all of these and nothing else."""
     return {
         "type": "object",
         "properties": properties,
@@ -65,7 +67,7 @@ _LINE: Json = {
     ],
     "description": "Line number from 1, and text.",
 }
-_SIDE = _object(label=_STRING, created=_ref("Time"))
+_SIDE = object_of(label=_STRING, created=_ref("Time"))
 
 SCHEMAS: dict[str, Json] = {
     "Time": {"type": "string", "format": "date-time", "description": "ISO 8601 in UTC."},
@@ -81,8 +83,8 @@ SCHEMAS: dict[str, Json] = {
                     "holder": {**_STRING, "description": "`lock_held`: who."},
                     "since": {**_ref("Time"), "description": "`lock_held`: since when."},
                     "draft": {**_ID, "description": "A refused save: the id it is kept under."},
-                    "problems": {**_list(_ref("Problem")), "description": "`invalid_policy`, `invalid_attributes`."},
-                    "log": {**_list(_STRING), "description": "`server_failed`, administrators only."},
+                    "problems": {**array_of(_ref("Problem")), "description": "`invalid_policy`, `invalid_attributes`."},
+                    "log": {**array_of(_STRING), "description": "`server_failed`, administrators only."},
                 },
                 "required": ["code", "message"],
                 "additionalProperties": False,
@@ -91,40 +93,40 @@ SCHEMAS: dict[str, Json] = {
         "required": ["error"],
         "additionalProperties": False,
     },
-    "Lock": _object(
+    "Lock": object_of(
         state={"enum": ["available", "mine", "locked"]},
         holder=_MAYBE_STRING,
         holder_email=_MAYBE_STRING,
         since=_maybe("Time"),
         expires=_maybe("Time"),
     ),
-    "Notebook": _object(
+    "Notebook": object_of(
         name=_STRING,
         author=_MAYBE_STRING,
         author_email=_MAYBE_STRING,
         modified=_ref("Time"),
         file_exists={**_BOOLEAN, "description": "false: its .py file was deleted from disk."},
         lock=_ref("Lock"),
-        actions=_list({"enum": ["open", "release", "copy", "force_unlock", "delete"]}),
+        actions=array_of({"enum": ["open", "release", "copy", "force_unlock", "delete"]}),
         delete_blocked={**_MAYBE_STRING, "description": "Why Delete would be refused now."},
     ),
-    "Notice": _object(id=_ID, text=_STRING),
-    "Listing": _object(
+    "Notice": object_of(id=_ID, text=_STRING),
+    "Listing": object_of(
         workspace=_STRING,
         role={"enum": ["viewer", "editor", "admin"]},
         user=_STRING,
         can_create=_BOOLEAN,
-        notices=_list(_ref("Notice")),
-        drafts=_list(_ref("Draft")),
-        notebooks=_list(_ref("Notebook")),
+        notices=array_of(_ref("Notice")),
+        drafts=array_of(_ref("Draft")),
+        notebooks=array_of(_ref("Notebook")),
     ),
-    "Opened": _object(
+    "Opened": object_of(
         marimo_url={**_STRING, "description": "Where to go, relative to the hub's host."},
         fence=_ID,
         expires=_ref("Time"),
         notebook=_ref("Notebook"),
     ),
-    "Text": _object(
+    "Text": object_of(
         name=_STRING,
         workspace=_STRING,
         text=_STRING,
@@ -133,14 +135,14 @@ SCHEMAS: dict[str, Json] = {
         fence={"type": ["integer", "null"], "description": "Set if and only if the caller holds the live lock."},
         lock=_ref("Lock"),
     ),
-    "Version": _object(**_VERSION),
-    "VersionText": _object(**_VERSION, text=_STRING),
-    "Draft": _object(**_DRAFT),
-    "DraftText": _object(**_DRAFT, text=_STRING),
-    "Comparison": _object(
+    "Version": object_of(**_VERSION),
+    "VersionText": object_of(**_VERSION, text=_STRING),
+    "Draft": object_of(**_DRAFT),
+    "DraftText": object_of(**_DRAFT, text=_STRING),
+    "Comparison": object_of(
         left=_SIDE,
         right=_SIDE,
-        rows=_list(_object(op={"enum": ["equal", "delete", "insert", "change"]}, left=_LINE, right=_LINE)),
+        rows=array_of(object_of(op={"enum": ["equal", "delete", "insert", "change"]}, left=_LINE, right=_LINE)),
         truncated={**_BOOLEAN, "description": "Rows were left off at the end, or very long lines cut."},
     ),
 }

@@ -39,10 +39,8 @@ def finish(spec: dict[str, Any], tables: list[dict[str, Any]], progress: Callabl
     with opened(
         destination,
         "The snapshot could not be written",
+        spec,
         read_only=False,
-        memory_limit=spec["memory_limit"],
-        threads=spec["threads"],
-        temporary=spec["temporary"],
         files=[table["file"] for table in tables],
     ) as connection:
         for done, table in enumerate(tables):

@@ -15,15 +15,7 @@ def describe(spec: dict[str, Any], _progress: Callable[[int], None]) -> dict[str
     Returns:
         `schema` (a WarehouseSchema as a dictionary) and `fingerprints` (see catalog.py).
     """
-    with opened(
-        spec["raw"],
-        "The warehouse's catalogue could not be read",
-        read_only=True,
-        memory_limit=spec["memory_limit"],
-        threads=spec["threads"],
-        temporary=spec["temporary"],
-        files=[],
-    ) as connection:
+    with opened(spec["raw"], "The warehouse's catalogue could not be read", spec, read_only=True) as connection:
         schema = read_schema(connection)
         size = connection.execute("SELECT block_size FROM system.main.pragma_database_size()").fetchone()
         assert size is not None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -17,34 +17,35 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(
-    path: str, what: str, *, read_only: bool, memory_limit: str, threads: int, temporary: str, files: list[str]
+    path: str, what: str, spec: dict[str, Any], *, read_only: bool, files: Iterable[str] = ()
 ) -> Iterator[DuckDBPyConnection]:
     """A locked-down connection to a database; DuckDB's errors with it, up to its closing, say `what` failed.
+
+    Args:
+        spec: a task's; its limits are of use here, see `lock_down`.
+        files: paths besides the database that it may read and write.
 
     Raises:
         NoSpace, HelperFailed
     """
     try:
         with duckdb.connect(path, read_only=read_only) as connection:
-            lock_down(connection, memory_limit=memory_limit, threads=threads, temporary=temporary, files=files)
+            lock_down(connection, spec, files)
             yield connection
     except duckdb.Error as error:
         raise failure(error, what) from error
 
 
-def lock_down(
-    connection: DuckDBPyConnection, *, memory_limit: str, threads: int, temporary: str, files: list[str]
-) -> None:
+def lock_down(connection: DuckDBPyConnection, spec: dict[str, Any], files: Iterable[str]) -> None:
     """Leave a connection with the given limits and files, and with no way to change that.
 
     Args:
-        memory_limit: as DuckDB takes it, such as "2GB".
-        temporary: folder for what does not fit into memory.
-        files: paths besides the open database that it may read and write.
+        spec: `threads`; `memory_limit`, as DuckDB takes it, such as "2GB"; `temporary`, a folder for what does not fit
+            into memory.
     """
-    connection.execute(f"SET threads = {int(threads)}")
-    connection.execute(f"SET memory_limit = {literal(memory_limit)}")
-    connection.execute(f"SET temp_directory = {literal(temporary)}")
+    connection.execute(f"SET threads = {int(spec['threads'])}")
+    connection.execute(f"SET memory_limit = {literal(spec['memory_limit'])}")
+    connection.execute(f"SET temp_directory = {literal(spec['temporary'])}")
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET enable_progress_bar = false")
     connection.execute("SET autoinstall_known_extensions = false")

@@ -40,15 +40,7 @@ def mask_tables(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[s
         progress: told how many tables are done.
     """
     files = [table["file"] for table in spec["tables"]]
-    with opened(
-        spec["raw"],
-        "The copy of the warehouse could not be read",
-        read_only=True,
-        memory_limit=spec["memory_limit"],
-        threads=spec["threads"],
-        temporary=spec["temporary"],
-        files=files,
-    ) as connection:
+    with opened(spec["raw"], "The warehouse's copy could not be read", spec, read_only=True, files=files) as connection:
         for done, table in enumerate(spec["tables"]):
             plan = TablePlan.from_dict(table["plan"])
             try:
@@ -94,15 +86,7 @@ def count_rows(spec: dict[str, Any], progress: Callable[[int], None]) -> dict[st
         `counts`, a list of [kept, total].
     """
     counts = []
-    with opened(
-        spec["raw"],
-        "The copy of the warehouse could not be read",
-        read_only=True,
-        memory_limit=spec["memory_limit"],
-        threads=spec["threads"],
-        temporary=spec["temporary"],
-        files=[],
-    ) as connection:
+    with opened(spec["raw"], "The warehouse's copy could not be read", spec, read_only=True) as connection:
         for done, table in enumerate(spec["tables"]):
             plan = TablePlan.from_dict(table["plan"])
             where = plan.where if plan.where is not None else "true"

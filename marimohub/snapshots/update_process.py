@@ -69,13 +69,7 @@ def _drop_all_but(path: str, kept: set[tuple[str, str]], spec: dict[str, Any]) -
         False if too little would stay; then nothing was dropped.
     """
     with duckdb.connect(path) as connection:
-        lock_down(
-            connection,
-            memory_limit=spec["memory_limit"],
-            threads=spec["threads"],
-            temporary=spec["temporary"],
-            files=[],
-        )
+        lock_down(connection, spec, [])
         blocks = table_blocks(connection)
         kept &= set(blocks)
         gone = set().union(*(blocks[table] for table in blocks if table not in kept))

@@ -180,8 +180,9 @@ async def test_different_plans_at_once_share_the_parts_that_they_have_in_common(
         ten.governed(raw, plan("t0", "t1", "t2")), ten.governed(raw, plan("t1", "t2", "t3"))
     )
     assert first.key != second.key
-    assert helpers.of("mask") == [["t0", "t1", "t2"], ["t3"]]
-    assert helpers.of("build") == [["t0", "t1", "t2"], ["t1", "t2", "t3"]]
+    # whichever comes first, nothing is masked twice
+    assert sorted(table for one in helpers.of("mask") for table in one) == ["t0", "t1", "t2", "t3"]
+    assert sorted(helpers.of("build")) == [["t0", "t1", "t2"], ["t1", "t2", "t3"]]
     assert rows(second.path, "SELECT count(*), max(i) FROM t3") == [(3000, 3000)]
 
 
