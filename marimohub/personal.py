@@ -122,9 +122,20 @@ class PersonalSnapshots:
             await self._withdraw(place, stop)
 
     async def is_current(self, place: Place) -> bool:
-        """Whether the folder holds nothing, or a snapshot that was made for what the person may see now."""
+        """Whether the folder holds nothing, or just what the person may see now of the warehouse as it was then."""
         linked = self.cache.linked(place.folder)
-        return not linked or linked.get("basis") == await self.basis(place)
+        if not linked or linked.get("basis") == await self.basis(place):
+            return True
+        if not self._governor.enabled:
+            return not linked["plan"]
+        raw = await asyncio.to_thread(self.cache.known, linked["version"])
+        if raw is None:
+            return False
+        try:
+            access = await self._governor.access(place.workspace_id, place.subject, raw.schema)
+        except PolicyInvalid:
+            return False
+        return access.plan().digest() == linked["plan"]
 
     async def basis(self, place: Place) -> str:
         """Names everything that decides what a person sees, but for the warehouse itself."""

@@ -120,6 +120,8 @@ def test_a_policy_change_that_changes_nothing_for_a_person_leaves_their_server_a
     assert open_(office, "ed").status_code == 200
     before = started(office, "ed")
     office.apply(POLICY + "\n# a comment\n")
+    assert office.people["ed"].api("GET", "/snapshot").json()["snapshot"]["current"] is True
+    assert office.call("ann", "POST", "/policy/revoke", {}).json() == {"people": []}
     assert open_(office, "ed", "two").status_code == 200
     assert started(office, "ed") == before
     assert office.people["ed"].api("GET", "/snapshot").json()["snapshot"]["current"] is True

@@ -127,6 +127,11 @@ class SnapshotCache:
         """
         return (await self._raw_now(report))[0]
 
+    def known(self, version: str) -> Raw | None:
+        """The raw copy of a version, if it is still there."""
+        entry = self._raw.find(version)
+        return Raw(entry) if entry is not None else None
+
     async def schema(self) -> WarehouseSchema:
         """The catalogue of the warehouse as it is now. Raises SnapshotError."""
         return (await self.raw()).schema
