@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from jupyterhub import orm
@@ -25,6 +26,8 @@ from marimohub.snapshots.errors import SnapshotError
 from marimohub.snapshots.schema import WarehouseSchema
 
 MAX_COMMENT = 2000
+# Everybody may ask what they see, as often as they like: not each question is worth a copy of a busy warehouse.
+LOOK_AGE = 60.0  # seconds
 
 
 class PolicyApi(ApiHandler):
@@ -36,9 +39,9 @@ class PolicyApi(ApiHandler):
         assert isinstance(found, Governor)
         return found
 
-    async def schema(self) -> WarehouseSchema:
-        """What is in the warehouse now."""
-        found = await self.hub_services.snapshots.schema()
+    async def schema(self, *, max_age: float = 0.0) -> WarehouseSchema:
+        """What is in the warehouse now, or was within the last `max_age` seconds."""
+        found = await self.hub_services.snapshots.schema(max_age=max_age)
         assert isinstance(found, WarehouseSchema)
         return found
 
@@ -171,8 +174,8 @@ class ExplainHandler(PolicyApi):
         explained = await self.governor.explain(
             workspace_id,
             subject,
-            await self.schema(),
-            self.hub_services.snapshots.count,
+            await self.schema(max_age=LOOK_AGE),
+            partial(self.hub_services.snapshots.count, max_age=LOOK_AGE),
             table=self.query("table"),
             column=self.query("column"),
         )

@@ -21,6 +21,7 @@ import os
 import secrets
 import shutil
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -39,6 +40,8 @@ from marimohub.snapshots.shelf import Entry, Shelf, write_json
 BUILD_PREFIX = ".build-"
 # A checkpoint under way makes the version unknown; longer than this, copying is the faster way to find out.
 VERSION_DEADLINE = 2.0  # seconds
+# Results of counting rows that are remembered.
+KEPT_COUNTS = 200
 # A link may be this old without a running server: opening a notebook links first and starts then.
 LINKED_GRACE = 900.0  # seconds
 
@@ -99,6 +102,10 @@ class SnapshotCache:
         # one build at a time has all the memory and threads of `limits`, and finds the parts that the last one made
         self._turn = asyncio.Semaphore(1)
         self._known: tuple[tuple[object, ...], Raw, datetime] | None = None
+        self._look = asyncio.Semaphore(1)
+        self._last: tuple[float, str] | None = None
+        self._counts: Flights[list[tuple[int, int]]] = Flights()
+        self._counted: OrderedDict[str, list[tuple[int, int]]] = OrderedDict()
         self._background: set[asyncio.Task[None]] = set()
         self.remove_leftovers()
 
@@ -132,12 +139,27 @@ class SnapshotCache:
         entry = self._raw.find(version)
         return Raw(entry) if entry is not None else None
 
-    async def schema(self) -> WarehouseSchema:
-        """The catalogue of the warehouse as it is now. Raises SnapshotError."""
-        return (await self.raw()).schema
+    async def schema(self, *, max_age: float = 0.0) -> WarehouseSchema:
+        """The catalogue of the warehouse as it is now, or was within the last `max_age` seconds.
+
+        Raises:
+            SnapshotError
+        """
+        return (await self._recent(max_age)).schema
+
+    async def _recent(self, max_age: float) -> Raw:
+        """A raw copy for looking things up: people may ask often, and each copy of a busy warehouse costs a lot."""
+        if self._last is not None and time.monotonic() - self._last[0] < max_age:
+            raw = await asyncio.to_thread(self.known, self._last[1])
+            if raw is not None:
+                return raw
+        return await self.raw()
 
     async def _raw_now(self, report: Report) -> tuple[Raw, bool]:
-        return await self._copies.join("", self._find_or_copy, report)
+        asked = time.monotonic()
+        found = await self._copies.join("", self._find_or_copy, report)
+        self._last = asked, found[0].version
+        return found
 
     async def _find_or_copy(self, report: Report) -> tuple[Raw, bool]:
         found = await asyncio.to_thread(self._find_current)
@@ -234,15 +256,32 @@ class SnapshotCache:
                 return self._governed.find(key)
         return None
 
-    async def count(self, plans: Collection[TablePlan]) -> list[tuple[int, int]]:
-        """How many rows of each planned table are kept, and how many there are. Raises SnapshotError."""
-        raw = await self.raw()
-        tables = [{"plan": asdict(plan)} for plan in plans]
-        with self._raw.held([raw.version]):
-            async with self._build_folder() as folder:
-                spec = {"raw": str(raw.entry.path), "tables": tables, **self.limits.of(folder)}
-                found = await helper.run("count", spec, timeout=self.limits.timeout)
-        return [(kept, total) for kept, total in found["counts"]]
+    async def count(self, plans: Collection[TablePlan], *, max_age: float = 0.0) -> list[tuple[int, int]]:
+        """How many rows of each planned table are kept, and how many there are.
+
+        Args:
+            max_age: seconds that the copy may be old in which they are counted.
+
+        Raises:
+            SnapshotError
+        """
+        raw = await self._recent(max_age)
+        key = json.dumps([raw.version, *(plan.digest() for plan in plans)])
+
+        async def work(_report: Report) -> list[tuple[int, int]]:
+            tables = [{"plan": asdict(plan)} for plan in plans]
+            with self._raw.held([raw.version]):
+                async with self._look, self._build_folder() as folder:
+                    spec = {"raw": str(raw.entry.path), "tables": tables, **self.limits.of(folder)}
+                    found = await helper.run("count", spec, timeout=self.limits.timeout)
+            return [(kept, total) for kept, total in found["counts"]]
+
+        found = self._counted.get(key)
+        if found is None:
+            found = self._counted[key] = await self._counts.join(key, work)
+            while len(self._counted) > KEPT_COUNTS:
+                self._counted.popitem(last=False)
+        return found
 
     def _snapshot(self, raw: Raw, entry: Entry, plan: str, reused: bool, manifest: dict[str, Any]) -> Snapshot:
         created = datetime.fromisoformat(raw.entry.about["created"])
