@@ -187,5 +187,6 @@ def test_lock_of_a_closed_tab_ends_by_itself(
         assert page.locator("tr[data-name=short] .status-mine").count() == 1
         tab.close()
         page.locator("tr[data-name=short] .status-available").wait_for(timeout=30_000)
+        page.close()
     finally:
         hub.stop()

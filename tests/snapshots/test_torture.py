@@ -28,7 +28,7 @@ from tests.snapshots.mounts import btrfs, xfs
 __all__ = ["btrfs", "xfs"]
 
 PROGRAM = str(Path(__file__).with_name("torture_writer.py"))
-COPIES = int(os.environ.get("TORTURE_COPIES", "40"))
+COPIES = int(os.environ.get("TORTURE_COPIES", "20"))
 # A copy without the protocol is bad in one of five tries or so.
 NAIVE_LIMIT = 400
 
