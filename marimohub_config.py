@@ -6,6 +6,10 @@ c = get_config()  # noqa: F821
 # Without this setting the hub makes a sample warehouse.
 # c.MarimoHub.warehouse = "/srv/warehouse/team.duckdb"
 
+# Each person's snapshot holds what the policy lets them see: nothing until an administrator has applied one (on the
+# page "Data policy", or with `marimohub policy`). "off" shows the whole warehouse to all who may edit.
+# c.MarimoHub.governance = "policy"
+
 # Where the hub keeps its database, the notebooks, snapshots and users' files (created with mode 0700).
 # c.MarimoHub.data_dir = "marimohub-data"
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import sys
 import time
 from importlib import resources
@@ -178,6 +179,14 @@ class MarimoHub(jupyterhub_app.JupyterHub):
     def _check_db_url(self, proposal: Any) -> str:
         if str(proposal.value).endswith(":memory:"):
             raise StartupError("MarimoHub keeps people's work, so its database must be a file or a PostgreSQL URL.")
+        return str(proposal.value)
+
+    @validate("snapshot_memory_limit")
+    def _check_memory_limit(self, proposal: Any) -> str:
+        if not re.fullmatch(r"[1-9]\d*(\.\d+)? ?[KMGT]i?B", str(proposal.value)):
+            raise StartupError(
+                f'MarimoHub.snapshot_memory_limit cannot be "{proposal.value}". Give a number with a unit: "2GB".'
+            )
         return str(proposal.value)
 
     @property
@@ -380,6 +389,10 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         # what was loaded until here stays for good: full collections, which stop all requests, need not look at it
         gc.freeze()
         self._warn_about_exposure()
+        workspace_id = await self.database.read(self.store.workspaces.find, "default")
+        revision = await self.database.read(policy_store.current_revision, workspace_id)
+        if self.governance == "policy" and not revision:
+            self.log.warning("No policy has been applied yet, so nobody sees any data: see the page Data policy.")
         if isinstance(self.authenticator, AccountAuthenticator) and not self.authenticator.has_administrator():
             token = await self.database.write(first_run.issue, now=time.time())
             url = url_path_join(self._public_url(), "hub/setup") + f"?token={token}"
@@ -413,6 +426,8 @@ class MarimoHub(jupyterhub_app.JupyterHub):
                 "Set JupyterHub.ssl_cert and JupyterHub.ssl_key, or put a TLS proxy in front.",
                 host or "all addresses",
             )
+        if self.governance == "off":
+            self.log.warning("Governance is off: everybody who may edit sees the whole warehouse.")
         if issubclass(self.spawner_class, LocalMarimoSpawner):
             self.log.warning(
                 "Notebook servers are not confined yet: each runs with the hub's user id (%i) and can read what "

@@ -99,6 +99,17 @@ def test_value_of_the_wrong_type_is_told(hub: Hub) -> None:
     assert "lock_ttl" in refused(hub)
 
 
+def test_memory_limit_that_duckdb_would_not_take_is_told(hub: Hub) -> None:
+    assert 'with a unit: "2GB"' in refused(hub, "--MarimoHub.snapshot_memory_limit=lots")
+
+
+def test_damaged_masking_key_is_told_and_not_replaced(hub: Hub) -> None:
+    hub.data.mkdir(mode=0o700)
+    (hub.data / "masking_key").write_text("short")
+    assert "masking_key is damaged" in refused(hub)
+    assert (hub.data / "masking_key").read_text() == "short"
+
+
 @pytest.mark.parametrize("kind", ["missing", "text", "empty", "folder", "corrupt"])
 def test_warehouse_that_cannot_be_used_is_told(hub: Hub, kind: str) -> None:
     path = hub.folder / "warehouse.duckdb"

@@ -121,7 +121,7 @@ class SnapshotCache:
                     os.close(descriptor)
         for shelf in (self._raw, self._parts, self._governed):
             shelf.remove_leftovers()
-        for former in (*self.root.glob("*.duckdb"), *self.root.glob("*.json")):  # of a MarimoHub before 0.2
+        for former in (*self.root.glob("*.duckdb"), *self.root.glob("*.json")):  # as they lay before there was a policy
             former.unlink(missing_ok=True)
 
     # copies of the warehouse
