@@ -330,8 +330,8 @@ class MarimoHub(jupyterhub_app.JupyterHub):
                     session, workspace_id, text, author=self.name, comment="The sample's", expected=0, now=time.time()
                 )
 
-    def snapshot_cache(self, warehouse: Path) -> SnapshotCache:
-        """The cache of this configuration, also for the command line."""
+    def snapshot_cache(self, warehouse: Path, *, collects: bool = True) -> SnapshotCache:
+        """The cache of this configuration, also for the command line, which removes nothing."""
         return SnapshotCache(
             self.data_path / "snapshots",
             warehouse,
@@ -340,6 +340,7 @@ class MarimoHub(jupyterhub_app.JupyterHub):
             limits=Limits(self.snapshot_memory_limit, self.snapshot_threads, self.snapshot_timeout),
             max_age=self.snapshot_max_age,
             max_bytes=self.snapshot_cache_gb * 1024**3,
+            collects=collects,
         )
 
     async def _before_start(self, user: Any) -> None:

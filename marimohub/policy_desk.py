@@ -68,5 +68,5 @@ class Desk:
     @cached_property
     def snapshots(self) -> SnapshotCache:
         """The hub's own snapshots; several processes may use them at once."""
-        cache: SnapshotCache = self.hub.snapshot_cache(self.hub.warehouse_file)
+        cache: SnapshotCache = self.hub.snapshot_cache(self.hub.warehouse_file, collects=False)
         return cache

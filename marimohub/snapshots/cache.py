@@ -70,7 +70,8 @@ class SnapshotCache:
     """Snapshots of one warehouse in one folder, which nobody else may use.
 
     `deadline` is what one copy may take in seconds, `max_age` (seconds) and `max_bytes` what of the unused is kept,
-    `masking_key` the secret of hash masks.
+    `masking_key` the secret of hash masks. `collects` is whether this process removes old entries: only one may, since
+    it does not know what another is working with.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class SnapshotCache:
         limits: Limits | None = None,
         max_age: float = 7 * 86400.0,
         max_bytes: int = 50 * 1024**3,
+        collects: bool = True,
     ) -> None:
         self.root = Path(root)
         self.warehouse = Path(warehouse)
@@ -91,6 +93,7 @@ class SnapshotCache:
         self.limits = limits or Limits()
         self.max_age = max_age
         self.max_bytes = max_bytes
+        self.collects = collects
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._raw = Shelf(self.root / "raw", ".duckdb")
         self._parts = Shelf(self.root / "parts", ".parquet")
@@ -405,7 +408,8 @@ class SnapshotCache:
 
         async def work() -> None:
             await asyncio.to_thread(shelf.settle, key)
-            await asyncio.to_thread(self.collect)
+            if self.collects:
+                await asyncio.to_thread(self.collect)
 
         task = asyncio.create_task(work())
         self._background.add(task)

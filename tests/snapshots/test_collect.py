@@ -184,3 +184,16 @@ def test_what_is_held_is_in_use_until_all_have_let_go(tmp_path):
             assert one.unused() == []
         assert one.unused() == []
     assert [key for _used, _size, key in one.unused()] == ["key"]
+
+
+async def test_a_command_line_beside_the_hub_removes_nothing(cache):
+    first = await governed(cache)
+    await settled(cache)
+    other = SnapshotCache(
+        cache.root, cache.warehouse, masking_key=cache.masking_key, max_age=-1, max_bytes=0, collects=False
+    )
+    second = await next_one(other)
+    await settled(other)
+    assert second.version != first.version
+    assert cache._governed.find(first.key) is not None
+    assert cache.known(first.version) is not None
