@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -222,3 +223,10 @@ def test_help_lists_our_settings(hub: Hub) -> None:
     done = subprocess.run(hub.command("--help-all"), cwd=hub.folder, capture_output=True, text=True, timeout=60)
     for setting in ("MarimoHub.warehouse", "MarimoHub.lock_ttl", "MarimoSpawner.users_dir", "EnvoyProxy.concurrency"):
         assert f"--{setting}" in done.stdout
+
+
+def test_the_hub_itself_does_not_load_duckdb() -> None:
+    """It would cost memory and time at start, and the binding prints complaints when such a process ends."""
+    code = "import sys, marimohub.app; print([name for name in sys.modules if 'duckdb' in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from marimohub.snapshots.engine import full_name
 from marimohub.snapshots.layout import HEADERS_SIZE
-from marimohub.snapshots.schema import Column, Other, Table, View, WarehouseSchema
+from marimohub.snapshots.schema import Column, Other, Table, View, WarehouseSchema, table_key
 from marimohub.snapshots.types import quoted
 
 if TYPE_CHECKING:
@@ -109,11 +109,6 @@ def fingerprints(
         key: _fingerprint(connection, table, collated.get(key), segments[key], hashes)
         for key, table in ((table_key(table.schema, table.name), table) for table in schema.tables)
     }
-
-
-def table_key(schema: str, name: str) -> str:
-    """One text for a table's two names."""
-    return json.dumps([schema, name])
 
 
 def _collated(connection: DuckDBPyConnection) -> dict[str, str]:

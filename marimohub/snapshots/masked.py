@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from marimohub.snapshots import helper
-from marimohub.snapshots.catalog import table_key
 from marimohub.snapshots.flights import Report
 from marimohub.snapshots.plan import Plan, TablePlan
-from marimohub.snapshots.schema import WarehouseSchema
+from marimohub.snapshots.schema import WarehouseSchema, table_key
 from marimohub.snapshots.shelf import Entry, Shelf
 
 # Names the way of building: raise it when the same plan gives other bytes than before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,3 +68,8 @@ class WarehouseSchema:
             tuple(View(**{**view, "columns": columns(view["columns"])}) for view in data["views"]),
             tuple(Other(**other) for other in data["others"]),
         )
+
+
+def table_key(schema: str, name: str) -> str:
+    """One text for a table's two names."""
+    return json.dumps([schema, name])

@@ -10,9 +10,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from marimohub.snapshots.catalog import table_key
 from marimohub.snapshots.describe_process import describe
-from marimohub.snapshots.schema import Column, Other, Table, WarehouseSchema
+from marimohub.snapshots.schema import Column, Other, Table, WarehouseSchema, table_key
 
 LONG = "'long ' || i || repeat('x', 9000)"
 COLUMNS = (
