@@ -7,6 +7,8 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 PORT ?=
+# two test files at a time; PARALLEL= for one after the other
+PARALLEL ?= -n 2 --dist loadfile
 
 .PHONY: run test check bench clean help setup-run setup-test
 .DEFAULT_GOAL := help
@@ -27,11 +29,11 @@ check: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@sh .ci/lint
-	$(BIN)/python -m pytest -q -m unit
+	$(BIN)/python -m pytest -q -m unit $(PARALLEL)
 
 test: setup-test
 	@sh .ci/setup system
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 bench: setup-test
 	@test -n "$(NAME)" || { echo "Say which: make bench NAME=start"; exit 2; }

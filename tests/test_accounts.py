@@ -55,7 +55,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 def test_before_set_up_nobody_can_sign_up_and_no_name_makes_an_administrator(new_hub: Hub) -> None:
     for name in ("chief", "admin", "mallory"):
         person = Person(new_hub, name)
-        answer = person.session.post(f"{new_hub.url}/hub/signup", data=person._form(), timeout=10)
+        answer = person.session.post(f"{new_hub.url}/hub/signup", data=person._form(), timeout=30)
         assert answer.status_code == 403
         person.page("/hub/login")
         assert person.sign_in().status_code == 403
@@ -63,7 +63,7 @@ def test_before_set_up_nobody_can_sign_up_and_no_name_makes_an_administrator(new
 
 def test_wrong_or_missing_set_up_token_shows_no_form(new_hub: Hub) -> None:
     for path in ("/hub/setup", "/hub/setup?token=wrong"):
-        answer = requests.get(new_hub.url + path, timeout=10)
+        answer = requests.get(new_hub.url + path, timeout=30)
         assert answer.status_code == 403
         assert 'name="password"' not in answer.text
 
@@ -76,7 +76,7 @@ def test_whole_way_from_the_link_to_an_approved_colleague(new_hub: Hub) -> None:
     while new_hub.setup_link() == first_link and time.monotonic() < deadline:
         time.sleep(0.05)
     assert new_hub.setup_link() != first_link
-    assert requests.get(first_link, timeout=10).status_code == 403
+    assert requests.get(first_link, timeout=30).status_code == 403
 
     bad = Person(new_hub, "ann", "short")
     path = new_hub.setup_link()[len(new_hub.url) :]
@@ -84,7 +84,7 @@ def test_whole_way_from_the_link_to_an_approved_colleague(new_hub: Hub) -> None:
     assert refused.status_code == 400
     assert "at least 10 characters" in refused.text
     ann = Person(new_hub, "ann").set_up()
-    assert requests.get(new_hub.setup_link(), timeout=10).status_code == 403
+    assert requests.get(new_hub.setup_link(), timeout=30).status_code == 403
 
     # an administrator by configuration cannot be claimed by whoever registers the name
     assert Person(new_hub, "chief").sign_up().status_code == 400
@@ -119,7 +119,7 @@ def test_form_without_its_xsrf_token_changes_nothing(hub: Hub) -> None:
     ann.sign_in()
     dave = Person(hub, "dave")
     dave.sign_up()
-    answer = ann.session.post(f"{hub.url}/hub/accounts/dave", data={"action": "approve", "role": "admin"}, timeout=10)
+    answer = ann.session.post(f"{hub.url}/hub/accounts/dave", data={"action": "approve", "role": "admin"}, timeout=30)
     assert answer.status_code == 403
     assert dave.sign_in().status_code == 403
 
@@ -185,14 +185,14 @@ def test_changed_password_ends_all_other_sessions_and_tokens(hub: Hub) -> None:
     there.sign_in()
     token = there.api("POST", "/users/carol/tokens", {}).json()["token"]
     by_token = {"Authorization": f"token {token}"}
-    assert requests.get(f"{hub.url}/hub/api/user", headers=by_token, timeout=10).status_code == 200
+    assert requests.get(f"{hub.url}/hub/api/user", headers=by_token, timeout=30).status_code == 200
     new = "another horse battery"
     fields = {"new_password": new, "new_password_confirmation": new}
     assert here.submit("/hub/change-password", current_password="wrong password", **fields).status_code == 400
     assert here.submit("/hub/change-password", current_password=here.password, **fields).status_code == 200
     assert here.page("/hub/notebooks").url.endswith("/hub/notebooks")
     assert "/hub/login" in there.page("/hub/notebooks").url
-    assert requests.get(f"{hub.url}/hub/api/user", headers=by_token, timeout=10).status_code == 403
+    assert requests.get(f"{hub.url}/hub/api/user", headers=by_token, timeout=30).status_code == 403
     assert Person(hub, "carol").sign_in().status_code == 403
     assert Person(hub, "carol", new).sign_in().url.endswith("/hub/notebooks")
 

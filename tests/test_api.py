@@ -104,7 +104,7 @@ def test_viewers_get_no_server_by_jupyterhubs_own_ways_either(team: Team) -> Non
 
 def test_nobody_signed_in_gets_401(team: Team) -> None:
     for path in ("/hub/api/notebooks", "/api/notebooks", "/api/notebooks/x/text"):
-        answer = requests.get(team.hub.url + path, timeout=10)
+        answer = requests.get(team.hub.url + path, timeout=30)
         assert error(answer) == (401, "unauthenticated")
 
 
@@ -133,11 +133,11 @@ def test_api_call_without_xsrf_token_is_refused(team: Team) -> None:
         f"{team.hub.url}/hub/api/notebooks",
         json={"name": "forged"},
         headers={"Sec-Fetch-Mode": "cors", "Origin": "http://evil.example"},
-        timeout=10,
+        timeout=30,
     )
     assert answer.status_code == 403
     # the hub's cookies do not reach the bare path at all
-    bare = team.bob.session.post(f"{team.hub.url}/api/notebooks", json={"name": "forged"}, timeout=10)
+    bare = team.bob.session.post(f"{team.hub.url}/api/notebooks", json={"name": "forged"}, timeout=30)
     assert bare.status_code in (401, 403)
     assert "forged" not in team.bob.api("GET", "/notebooks").text
 
@@ -145,9 +145,9 @@ def test_api_call_without_xsrf_token_is_refused(team: Team) -> None:
 def test_token_works_on_the_bare_path(team: Team) -> None:
     token = team.bob.api("POST", "/users/bob/tokens", {}).json()["token"]
     headers = {"Authorization": f"token {token}"}
-    made = requests.post(f"{team.hub.url}/api/notebooks", json={"name": "by_token"}, headers=headers, timeout=10)
+    made = requests.post(f"{team.hub.url}/api/notebooks", json={"name": "by_token"}, headers=headers, timeout=30)
     assert made.status_code == 201
-    assert "by_token" in requests.get(f"{team.hub.url}/api/notebooks", headers=headers, timeout=10).text
+    assert "by_token" in requests.get(f"{team.hub.url}/api/notebooks", headers=headers, timeout=30).text
 
 
 def test_force_unlock_tells_the_holder_until_they_dismiss_it(team: Team) -> None:

@@ -50,7 +50,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, warehouse: Path) -> Iterator[H
 
 def person(browser: Any, **options: Any) -> Any:
     page = browser.new_context(viewport={"width": 1280, "height": 900}, **options).new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(30_000)
     return page
 
 

@@ -109,7 +109,7 @@ def test_every_schema_of_the_document_is_one() -> None:
 
 def test_document_is_served_as_json_to_anybody_on_both_addresses(api: Api) -> None:
     for address, server in (("/hub/api", "/hub/api"), ("/api", "/api")):
-        answer = requests.get(f"{api.hub.url}{address}/notebooks-openapi.json", timeout=10)
+        answer = requests.get(f"{api.hub.url}{address}/notebooks-openapi.json", timeout=30)
         assert answer.status_code == 200
         assert answer.headers["Content-Type"] == "application/json"
         document = answer.json()

@@ -168,12 +168,12 @@ def test_commands(installed: Installed) -> None:
 
 
 def test_pages_styles_and_templates(hub: InstalledHub, ann: Person) -> None:
-    page = requests.get(f"{hub.url}/hub/login", timeout=10)
+    page = requests.get(f"{hub.url}/hub/login", timeout=30)
     assert page.status_code == 200 and "MarimoHub" in page.text
     styles = re.findall(r'href="(/hub/marimohub-static/[^"]+\.css[^"]*)"', page.text)
     assert styles
     for path in styles:
-        answer = requests.get(f"{hub.url}{path}", timeout=10)
+        answer = requests.get(f"{hub.url}{path}", timeout=30)
         assert answer.status_code == 200 and answer.headers["Content-Type"].startswith("text/css"), path
 
     for key in TEMPLATES:

@@ -306,7 +306,7 @@ def test_the_schema_is_what_is_in_the_warehouse(office: Office) -> None:
 def test_a_page_with_a_cookie_needs_its_token_against_forgery(office: Office) -> None:
     person: Person = office.ann
     assert person.api("GET", "/policy").status_code == 200
-    forged = person.session.put(f"{office.hub.url}/hub/api/policy", json={"text": POLICY}, timeout=10)
+    forged = person.session.put(f"{office.hub.url}/hub/api/policy", json={"text": POLICY}, timeout=30)
     assert forged.status_code == 403
 
 

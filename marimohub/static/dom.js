@@ -11,6 +11,9 @@ export function h(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
+// The page's module has attached its handlers: a click that came before is done now (early_clicks.js).
+export const ready = () => window.marimohubReady();
+
 // Speaks to screen readers; the eye sees the table change.
 export function announce(text) {
   byId("announce").textContent = text;

@@ -4,7 +4,7 @@ import { CompareView } from "./compare.js";
 import { ConfirmDialog, NameDialog } from "./dialogs.js";
 import { draftActions } from "./draft_actions.js";
 import { Drafts } from "./drafts.js";
-import { announce, byId, clearError, h, showError } from "./dom.js";
+import { announce, byId, clearError, h, ready, showError } from "./dom.js";
 import { Live } from "./live.js";
 import { openNotebook } from "./opening.js";
 import { SnapshotAge } from "./snapshot_age.js";
@@ -271,3 +271,4 @@ setInterval(() => {
 }, 30_000);
 if (drafts) drafts.update(page.listing.drafts);
 askWhenLockExpires(page.listing);
+ready();

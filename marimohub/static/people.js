@@ -2,7 +2,7 @@
 import { buildAttributes } from "./attributes.js";
 import { buildDifference } from "./difference.js";
 import { ConfirmDialog } from "./dialogs.js";
-import { announce, byId, clearError, h, reporter } from "./dom.js";
+import { announce, byId, clearError, h, ready, reporter } from "./dom.js";
 import { buildExplanation } from "./explanation.js";
 import { errorText } from "./panels.js";
 import { PolicyApi } from "./policy_api.js";
@@ -111,3 +111,4 @@ if (user) {
   box.setAttribute("aria-busy", "false");
   if (page.asked) report({ message: `There is nobody called “${page.asked}”.` }, { key: "explain" });
 }
+ready();

@@ -1,7 +1,7 @@
 // The Data policy page: the text in the editor, what the hub says about it, and making it the one that applies.
 import { buildComparison } from "./compare.js";
 import { ConfirmDialog } from "./dialogs.js";
-import { announce, byId, clearError, h, reporter, showMessage } from "./dom.js";
+import { announce, byId, clearError, h, ready, reporter, showMessage } from "./dom.js";
 import { compareLines } from "./line_diff.js";
 import { Panel } from "./panels.js";
 import { PolicyApi } from "./policy_api.js";
@@ -253,3 +253,4 @@ if (applied.revision) {
   showEditor(saved);
   checkApplied();
 }
+ready();

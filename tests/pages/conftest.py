@@ -43,7 +43,7 @@ def visit(browser: Any) -> Iterator[Visit]:
             [{"name": c.name, "value": c.value, "domain": c.domain, "path": c.path} for c in person.session.cookies]
         )
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.on("console", lambda message: complain(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complain(str(error)))
         page.goto(f"{person.hub.url}/hub/notebooks")

@@ -192,8 +192,13 @@ async def test_stalled_bodies_are_given_up_sooner_when_memory_gets_short(hubs: H
     socket = await websocket_connect(f"ws://127.0.0.1:{port(proxy)}/user/alice/ws")
     lines = ("POST /hub/api/x HTTP/1.1", f"Content-Length: {30 * MB}")
     held = [await send(proxy, *lines, body=bytes(25 * MB)) for _ in range(8)]
-    for reader, writer in held:  # 10 seconds, not 120
-        assert b" 408 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    answers = [asyncio.create_task(reader.readuntil(b"\r\n\r\n")) for reader, _ in held]
+    # 10 seconds, not 120; when some are gone and memory is no longer short, the others may go on
+    given_up, left = await asyncio.wait(answers, timeout=30)
+    assert len(given_up) >= 4 and all(b" 408 " in task.result() for task in given_up)
+    for task in left:
+        task.cancel()
+    for _, writer in held:
         writer.close()
     assert (await raw(proxy, "/hub/login")).server == "hub"
     await socket.write_message("hello")

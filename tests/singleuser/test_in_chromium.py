@@ -56,20 +56,20 @@ def test_rows_are_shown_with_the_data_panel_open(page: Page, server: Server, nam
     connection.close()
     server.hub.add(name, NOTEBOOK.replace("    answer = 6 * 7\n    answer\n", WAREHOUSE))
     page.goto(f"{server.url}?file={name}.py")
-    expect(page.get_by_text("person 7", exact=True)).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("person 7", exact=True)).to_be_visible(timeout=30_000)
     expect(page.get_by_text("Data sources", exact=False).first).to_be_visible()
 
 
 def test_typing_is_saved_and_a_refused_save_is_seen_at_once(page: Page, server: Server, name: str) -> None:
     entry = server.hub.add(name, NOTEBOOK)
     page.goto(f"{server.url}?file={name}.py")
-    expect(page.get_by_text("42", exact=True).first).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("42", exact=True).first).to_be_visible(timeout=30_000)
     append(page, "typed = 1")
     wait(lambda: "typed = 1" in entry.text, page)
     entry.holder, entry.fence = "bob", 2
-    expect(page.get_by_text("no longer locked for you")).to_be_visible(timeout=5_000)
+    expect(page.get_by_text("no longer locked for you")).to_be_visible(timeout=30_000)
     append(page, "lost = 1")
-    expect(page.get_by_text("Your text is kept as a draft", exact=False).first).to_be_visible(timeout=10_000)
+    expect(page.get_by_text("Your text is kept as a draft", exact=False).first).to_be_visible(timeout=30_000)
     assert "lost = 1" not in entry.text
     assert any("lost = 1" in text for _, text in server.hub.drafts.values())
 
@@ -79,7 +79,7 @@ def test_another_page_of_the_same_origin_gets_nothing(
 ) -> None:
     server.hub.add(name, NOTEBOOK)
     page.goto(f"{server.url}?file={name}.py")
-    expect(page.get_by_text("42", exact=True).first).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("42", exact=True).first).to_be_visible(timeout=30_000)
     # The server's own error answer stands for a page that somebody else controls on this origin.
     page.goto(f"{server.url}assets/none")
     address = f"/user/alice/?file={name}.py"

@@ -314,7 +314,7 @@ async def test_a_full_disk_leaves_nothing_and_does_no_harm(tmp_path, warehouse):
 async def test_a_helper_that_says_nonsense_is_an_error(cache, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(HelperFailed, match="status 1"):
-        await helper.run("copy", {}, timeout=10)
+        await helper.run("copy", {}, timeout=30)
     monkeypatch.setattr(sys, "executable", "/bin/echo")
     with pytest.raises(HelperFailed, match="was interrupted"):
-        await helper.run("copy", {}, timeout=10)
+        await helper.run("copy", {}, timeout=30)
