@@ -39,6 +39,19 @@ c = get_config()  # noqa: F821
 # --- Servers and proxy ----------------------------------------------------------------------------------------------
 # c.JupyterHub.spawner_class = "marimo-local"
 # c.JupyterHub.proxy_class = "marimo-envoy"   # or "configurable-http-proxy" (needs Node)
+# What one person's notebooks may use together:
+# c.MarimoSpawner.memory_limit = "4G"
+# c.MarimoSpawner.cpu_limit = 2
+# c.MarimoSpawner.disk_limit = "20G"
+# Sizes and environments to choose from (docs/configuration.md, "Profiles"):
+# c.MarimoSpawner.profiles = [
+#     {"name": "standard", "title": "Standard", "memory": "4G"},
+#     {"name": "large", "title": "Large", "memory": "16G", "cpu": 4, "groups": ["analysts"]},
+# ]
+# Notebooks are confined. TCP ports that they may connect to (empty: the hub alone), and what they may read besides
+# Python, the system's libraries, their own folders and snapshot:
+# c.LocalMarimoSpawner.outbound_ports = "1-9999"
+# c.LocalMarimoSpawner.extra_read = ["/srv/shared"]
 # Leave servers and proxy running when the hub stops, so that people notice nothing of an update:
 # c.JupyterHub.cleanup_servers = False
 # c.JupyterHub.cleanup_proxy = False

@@ -20,7 +20,7 @@ from jupyterhub.utils import maybe_future, url_path_join
 from tornado.ioloop import PeriodicCallback
 from traitlets import CaselessStrEnum, Dict, Float, Integer, Unicode, default, validate
 
-from marimohub import __version__
+from marimohub import __version__, spawning
 from marimohub.auth import first_run, roles
 from marimohub.auth.accounts import AccountAuthenticator
 from marimohub.commands import Init, NewToken, UpgradeDB
@@ -200,6 +200,12 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         own = Path(self.warehouse).expanduser().absolute()
         return own if self.warehouse else self.data_path / "sample_warehouse.duckdb"
 
+    def _secret_files(self) -> list[Path]:
+        """What no notebook server may read."""
+        configuration = [Path(file) for file in self.loaded_config_files]
+        sqlite = [Path(self.db_url.partition("///")[2])] if self.db_url.startswith("sqlite:///") else []
+        return [self.data_path, self.warehouse_file, *configuration, *sqlite]
+
     # start-up
 
     def load_config_file(self, filename: str, path: Any = None) -> None:
@@ -226,7 +232,7 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         """The first step that needs the data folder: make it ours before anything is read from it."""
         os.umask(0o077)
         raise_file_limit()
-        prepare_data_dir(self.data_path)
+        prepare_data_dir(self.data_path, own_uids=spawning.own_uids(self.spawner_class))
         self._hub_lock = take_hub_lock(self.data_path)
         public = urlparse(self.hub_bind_url) if self.hub_bind_url else None
         if public is None:
@@ -264,6 +270,7 @@ class MarimoHub(jupyterhub_app.JupyterHub):
 
     async def init_users(self) -> None:
         """As JupyterHub; attributes of people who went while no hub was there to see it go, too."""
+        await spawning.check(self.spawner_class, self.config, self._secret_files())
         await super().init_users()
         known = {name for (name,) in self.db.query(orm.User.name)}
         for name in await self.database.write(policy_store.forget_all_but, known):
@@ -276,9 +283,11 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         self.template_paths = [*(p for p in self.template_paths if p != stock), str(_HERE / "templates")]
         warehouse = self._warehouse_path()
         self.store = NotebookStore(self.database, self.data_path / "notebooks")
-        self.snapshots = self.snapshot_cache(warehouse)
+        group = spawning.snapshot_group(self.spawner_class, self.config)
+        self.snapshots = self.snapshot_cache(warehouse, group=group)
         self.governor = Governor(self.database, time.time, enabled=self.governance == "policy")
-        self.personal = PersonalSnapshots(self.database, self.snapshots, self.governor)
+        make_folder = spawning.folder_maker(self.spawner_class, self.config)
+        self.personal = PersonalSnapshots(self.database, self.snapshots, self.governor, prepare=make_folder)
         self._apply_sample_policy()
         for repair in self.store.reconcile():
             self.log.warning("Repaired after an interrupted save: %s", repair)
@@ -330,8 +339,8 @@ class MarimoHub(jupyterhub_app.JupyterHub):
                     session, workspace_id, text, author=self.name, comment="The sample's", expected=0, now=time.time()
                 )
 
-    def snapshot_cache(self, warehouse: Path, *, collects: bool = True) -> SnapshotCache:
-        """The cache of this configuration, also for the command line, which removes nothing."""
+    def snapshot_cache(self, warehouse: Path, *, collects: bool = True, group: int | None = None) -> SnapshotCache:
+        """The cache of this configuration, also for the command line, which removes nothing and links nothing."""
         return SnapshotCache(
             self.data_path / "snapshots",
             warehouse,
@@ -341,6 +350,7 @@ class MarimoHub(jupyterhub_app.JupyterHub):
             max_age=self.snapshot_max_age,
             max_bytes=self.snapshot_cache_gb * 1024**3,
             collects=collects,
+            group=group,
         )
 
     async def _before_start(self, user: Any) -> None:
@@ -385,6 +395,8 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         await super().start()
         if self.subapp or self.generate_config or self.generate_certs:
             return
+        if issubclass(self.spawner_class, LocalMarimoSpawner):
+            await self.spawner_class.warm_up(self)
         await self._collect_snapshots()
         PeriodicCallback(self._collect_snapshots, COLLECT_INTERVAL * 1000).start()
         # what was loaded until here stays for good: full collections, which stop all requests, need not look at it
@@ -429,14 +441,15 @@ class MarimoHub(jupyterhub_app.JupyterHub):
             )
         if self.governance == "off":
             self.log.warning("Governance is off: everybody who may edit sees the whole warehouse.")
-        if issubclass(self.spawner_class, LocalMarimoSpawner):
-            self.log.warning(
-                "Notebook servers are not confined yet: each runs with the hub's user id (%i) and can read what "
-                "that user can read. Give accounts only to people whom you would give a shell.",
-                os.getuid(),
-            )
-        elif not issubclass(self.spawner_class, MarimoSpawner):
+        spawning.say_what_holds(self.spawner_class, self.config, self.log)
+        if not issubclass(self.spawner_class, MarimoSpawner):
             self.log.warning("%s is not a marimo spawner; Open will not work.", self.spawner_class.__name__)
+
+    async def cleanup(self) -> None:
+        """As JupyterHub, and end what was kept warm for servers."""
+        await super().cleanup()
+        if issubclass(self.spawner_class, LocalMarimoSpawner):
+            await self.spawner_class.close()
 
     async def launch_instance_async(self, argv: Any = None) -> None:
         """As JupyterHub, but what stops the start is a sentence on the terminal, and a new proxy does not stay."""

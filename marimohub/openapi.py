@@ -10,6 +10,9 @@ from marimohub.openapi_policy import PARAMETERS as _POLICY_PARAMETERS
 from marimohub.openapi_policy import PATHS as _POLICY_PATHS
 from marimohub.openapi_policy_schemas import SCHEMAS as _POLICY_SCHEMAS
 from marimohub.openapi_schemas import SCHEMAS
+from marimohub.openapi_servers import CHOICE, CHOICE_ERRORS
+from marimohub.openapi_servers import PATHS as _SERVER_PATHS
+from marimohub.openapi_servers import SCHEMAS as _SERVER_SCHEMAS
 
 _PARAMETERS: dict[str, Json] = {
     "name": {
@@ -94,11 +97,13 @@ _PATHS: dict[str, dict[str, Json]] = {
             scope=EDIT,
             ok=(200, ref("Opened")),
             errors={
+                **CHOICE_ERRORS,
                 404: ("not_found", "file_missing"),
-                409: ("lock_held", "policy_unusable"),
+                409: ("lock_held", "policy_unusable", *CHOICE_ERRORS[409]),
                 503: ("server_failed", "source_missing", "source_busy"),
                 507: ("no_space",),
             },
+            body=CHOICE,
         ),
         "delete": call(
             "Force unlock, and tell the holder",
@@ -254,7 +259,8 @@ _PAGE_PATHS: dict[str, dict[str, Json]] = {
     "/events": {
         "get": {
             "summary": "WebSocket of the Notebooks page",
-            "description": "Messages: `notebooks_changed`, and `notebook_lock_revoked` with its `notice`.",
+            "description": "Messages: `notebooks_changed`, `notebook_lock_revoked` with its `notice`, and "
+            "`server_ended` when one's server ended by itself.",
             "tags": ["page"],
             "responses": {
                 "101": {"description": "The socket is open."},
@@ -273,7 +279,7 @@ def document(server: str, *, pages: bool) -> Json:
         pages: whether the calls of the hub's own pages are served there, too.
     """
     paths: dict[str, Json] = {}
-    for path, calls in {**_PATHS, **_POLICY_PATHS, **(_PAGE_PATHS if pages else {})}.items():
+    for path, calls in {**_PATHS, **_POLICY_PATHS, **_SERVER_PATHS, **(_PAGE_PATHS if pages else {})}.items():
         named = [p for p in ("name", "version", "draft", "notice", "revision", "person") if f"{{{p}}}" in path]
         paths[path] = {**calls}
         if named:
@@ -283,8 +289,8 @@ def document(server: str, *, pages: bool) -> Json:
         "info": {
             "title": "MarimoHub",
             "version": __version__,
-            "description": "Notebooks, locks, versions, drafts, and the policy. Send `Authorization: token …`; a page "
-            "sends its cookie and the header `X-XSRFToken`. Every refusal is `{error: {code, message}}`.",
+            "description": "Notebooks, drafts, servers, and the policy. Send `Authorization: token …`; a "
+            "page sends its cookie and the header `X-XSRFToken`. Every refusal is `{error: {code, message}}`.",
             "license": {"name": "BSD-3-Clause", "identifier": "BSD-3-Clause"},
         },
         "servers": [{"url": server}],
@@ -292,7 +298,7 @@ def document(server: str, *, pages: bool) -> Json:
         "paths": paths,
         "components": {
             "parameters": {**_PARAMETERS, **_POLICY_PARAMETERS},
-            "schemas": {**SCHEMAS, **_POLICY_SCHEMAS},
+            "schemas": {**SCHEMAS, **_POLICY_SCHEMAS, **_SERVER_SCHEMAS},
             "securitySchemes": {
                 "token": {
                     "type": "apiKey",

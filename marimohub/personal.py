@@ -21,6 +21,7 @@ from marimohub.snapshots.errors import SnapshotError
 from marimohub.snapshots.flights import Report, ignore
 
 Stop = Callable[[], Awaitable[None]]
+Prepare = Callable[[Path], object]
 # How often a snapshot is prepared anew because the policy changed while it was, before giving up.
 ATTEMPTS = 5
 
@@ -52,10 +53,17 @@ class Place:
 
 
 class PersonalSnapshots:
-    """Puts snapshots into people's folders. One thing at a time is done to a folder."""
+    """Puts snapshots into people's folders. One thing at a time is done to a folder.
 
-    def __init__(self, database: Database, cache: SnapshotCache, governor: Governor) -> None:
+    `prepare` is called in a thread with a person's snapshot folder before anything is put there: it makes the folder
+    theirs, and raises SnapshotError if it cannot.
+    """
+
+    def __init__(
+        self, database: Database, cache: SnapshotCache, governor: Governor, *, prepare: Prepare = lambda folder: None
+    ) -> None:
         self.cache = cache
+        self._prepare_folder = prepare
         self._database = database
         self._governor = governor
         self._busy: defaultdict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -76,6 +84,7 @@ class PersonalSnapshots:
             for _attempt in range(ATTEMPTS):
                 basis = await self.basis(place)
                 try:
+                    await asyncio.to_thread(self._prepare_folder, place.folder)
                     snapshot = await self._prepare(place, report)
                     # of the same basis it differs by the warehouse's tables alone: nothing to take away
                     former = self.cache.linked(place.folder)
@@ -99,18 +108,24 @@ class PersonalSnapshots:
 
         Raises: as `give`; nothing is in the folder then.
         """
-        linked = self.cache.linked(place.folder)
-        if linked and linked.get("basis") == await self.basis(place):
-            return
 
         async def nothing_runs() -> None:
             return
 
+        linked = self.cache.linked(place.folder)
         try:
+            same = linked and linked.get("basis") == await self.basis(place)
+            # linked before their servers had a user id of their own, it may be the hub's alone
+            if same and await asyncio.to_thread(self._in_reach, place.folder):
+                return
             await self.give(place, stop=nothing_runs)
         except (PolicyInvalid, SnapshotError):
             await asyncio.to_thread(self.cache.unlink, place.folder)
             raise
+
+    def _in_reach(self, folder: Path) -> bool:
+        self._prepare_folder(folder)
+        return self.cache.in_reach(folder)
 
     async def take(self, place: Place, stop: Stop) -> None:
         """End the server and take everything out of the folder.

@@ -49,12 +49,18 @@ def path() -> Path:
 def connect() -> DuckDBPyConnection:
     """A read-only connection to the newest snapshot.
 
+    What a query cannot hold in memory goes to the temp folder; how much it may hold follows from the server's limit.
+
     Raises:
         NoSnapshot, duckdb.Error
     """
     import duckdb
 
-    return duckdb.connect(str(path()), read_only=True)
+    from marimohub.singleuser.databases import settle
+
+    connection = duckdb.connect(str(path()), read_only=True)
+    settle(connection)
+    return connection
 
 
 def describe() -> dict[str, Any]:

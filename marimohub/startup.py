@@ -9,9 +9,10 @@ import re
 import resource
 import secrets
 import socket
+import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,24 +24,37 @@ class StartupError(Exception):
     """The hub cannot start; the text is for the terminal."""
 
 
-def prepare_data_dir(path: Path) -> None:
-    """Create the data folder with mode 0700, or check that it is ours alone.
+def prepare_data_dir(path: Path, own_uids: bool | None = None) -> None:
+    """Create the data folder, or check that it is ours alone, and close what is in it to other users.
+
+    Args:
+        own_uids: whether notebook servers run as users of their own, who must get to their folders in `users`: then
+            that folder and the data folder can be passed through (mode 0711), but not listed. If not, they are 0700,
+            as all else is. None: as it is now, for a command that runs beside the hub.
 
     Raises:
         StartupError: it cannot be created, written, or made private.
     """
+    passage = None if own_uids is None else 0o711 if own_uids else 0o700
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_data_dir(path, bool(own_uids))
         if path.stat().st_uid != os.geteuid():
             raise StartupError(
                 f"The data folder {path} belongs to another user. Run the hub as that user, or give the folder to the "
                 "user who runs it."
             )
-        for entry in _ENTRIES:
-            if (path / entry).is_symlink():
-                raise StartupError(f"{path / entry} is a link. Replace it by what it leads to; the hub follows none.")
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o700)
+        for name in _ENTRIES:
+            if (path / name).is_symlink():
+                raise StartupError(f"{path / name} is a link. Replace it by what it leads to; the hub follows none.")
+        for entry in _inside(path):
+            # a database's log comes and goes while a command runs beside the hub
+            with contextlib.suppress(FileNotFoundError):
+                _close(entry, passage if entry.name == "users" else 0o700)
+        if own_uids and (path / "users").exists():
+            # of people who were not here yet since servers run as users of their own
+            for entry in _inside(path / "users"):
+                _close(entry, 0o770)
+        _close(path, passage)
     except (FileExistsError, NotADirectoryError) as error:
         raise StartupError(
             f"{path} is not a folder. Set MarimoHub.data_dir to a folder for the hub's state."
@@ -54,6 +68,39 @@ def prepare_data_dir(path: Path) -> None:
         raise StartupError(f"The data folder {path} cannot be created: {error.strerror}.") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise StartupError(f"The data folder {path} is not writable by the user who runs the hub.")
+
+
+def _make_data_dir(path: Path, own_uids: bool) -> None:
+    for parent in reversed(path.parents):
+        # what is missing on the way to it must let people's servers pass
+        if not parent.exists():
+            parent.mkdir(mode=0o700, exist_ok=True)
+            parent.chmod(0o711 if own_uids else 0o700)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """What is in a folder, but no links, which may lead anywhere."""
+    for entry in folder.iterdir():
+        if not entry.is_symlink():
+            yield entry
+
+
+def _close(path: Path, mode: int | None) -> None:
+    """Take away what is more than a mode allows, and let people pass through a folder if it says so."""
+    status = path.stat()
+    if status.st_uid != os.geteuid():
+        if path.name in _ENTRIES:
+            raise StartupError(
+                f"{path} belongs to another user than the folder that it is in. Give all of it to the user who runs "
+                f"the hub: chown -hR USER: {path.parent}"
+            )
+        if os.geteuid() != 0:
+            return
+    now = stat.S_IMODE(status.st_mode)
+    wanted = now & (0o711 if mode is None else mode) | (0o011 if mode == 0o711 else 0)
+    if wanted != now:
+        path.chmod(wanted)
 
 
 def take_hub_lock(path: Path) -> IO[str]:

@@ -36,6 +36,15 @@ def missing(part: str, reason: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Folders of tests in a place of this run's own: every other run closes pytest's usual one to other users."""
+    if config.option.basetemp is None and not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="marimohub-pytest-")
+        config.option.basetemp = f"{folder}/t"
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium under Playwright. Its event loop would be in the way of the asynchronous tests of later modules."""

@@ -12,6 +12,7 @@ from jupyterhub.app import JupyterHub
 from jupyterhub.auth import Authenticator
 from jupyterhub.proxy import ConfigurableHTTPProxy
 from jupyterhub.spawner import Spawner
+from traitlets import Undefined
 from traitlets.config import Configurable
 
 from marimohub.app import MarimoHub
@@ -87,8 +88,8 @@ def test_the_configuration_page_tells_the_defaults() -> None:
     for found in OURS:
         for name, trait in found.class_own_traits(config=True).items():
             value = told.get(f"{found.__name__}.{name}")
-            text = isinstance(trait.default_value, str)
-            assert value in (None, f'"{trait.default_value}"' if text else repr(trait.default_value)), name
+            usual = trait.default() if trait.default_value is Undefined else trait.default_value
+            assert value in (None, f'"{usual}"' if isinstance(usual, str) else repr(usual)), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -91,6 +91,11 @@ GET    snapshot                           own   free    403 200 200 200 403 403
 POST   snapshot/refresh                   own   free    403 403 200 200 200 403
 GET    people/{person}/attributes         own   free    403 403 403 200 403 403
 PUT    people/{person}/attributes {attributes} own free 403 403 403 200 403 403
+GET    profiles                           own   free    403 403 200 200 403 403
+PUT    server {profile}                   own   free    403 403 200 200 403 403
+POST   server {profile}                   own   free    403 403 200 200 403 403
+GET    servers                            own   free    403 403 403 200 403 403
+GET    servers/{person}/log               own   free    403 403 403 200 403 403
 GET    notebooks-openapi.json             own   free    200 200 200 200 200 200
 """
 COLUMNS = ("none", "viewer", "editor", "admin", "server", "service")
@@ -170,6 +175,7 @@ class Scene:
             "{fence}": {"fence": stage["fence"]},
             "{policy}": {"text": POLICY},
             "{attributes}": {"attributes": {}},
+            "{profile}": {"profile": "standard"},
             "{save}": {"text": "b = 1\n", "base": text_hash(TEXT), "fence": stage["fence"]},
         }
         return requests.request(

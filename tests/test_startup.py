@@ -12,7 +12,82 @@ import duckdb
 import pytest
 
 from marimohub.database import VERSION_TABLE, Database
+from marimohub.startup import StartupError, prepare_data_dir
 from tests.hub import Hub, free_port
+
+
+def mode(path: Path) -> str:
+    return oct(path.stat().st_mode & 0o7777)
+
+
+def data_of_an_older_hub(path: Path) -> Path:
+    for folder in ("users/ann/home", "notebooks/default", "proxy/rds", "snapshots/raw", "other"):
+        (path / folder).mkdir(parents=True)
+    for file in ("marimohub.sqlite", "marimohub.sqlite-wal", "cookie_secret", "masking_key", "hub.lock", "note.txt"):
+        (path / file).touch(mode=0o644)
+    (path / "users" / "note.txt").touch(mode=0o644)
+    (path / "link").symlink_to(path.parent)
+    for entry in path.rglob("*"):
+        if not entry.is_symlink():
+            entry.chmod(0o755 if entry.is_dir() else 0o644)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("own_uids", "passage"), [(True, "0o711"), (False, "0o700"), (None, "0o711")])
+def test_what_is_in_the_data_folder_is_closed_to_others(tmp_path: Path, own_uids: bool | None, passage: str) -> None:
+    data = data_of_an_older_hub(tmp_path / "data")
+    before = mode(tmp_path)
+    for _ in range(2):
+        prepare_data_dir(data, own_uids)
+        assert mode(data) == mode(data / "users") == passage
+        rest = [path for path in data.iterdir() if path.name not in ("users", "link")]
+        assert {mode(path) for path in rest} == {"0o700", "0o600"}
+        assert {path.name for path in rest if mode(path) == "0o700"} == {"notebooks", "proxy", "snapshots", "other"}
+    if own_uids:
+        # people pass through here, so what has not been made theirs yet is nobody's
+        assert (mode(data / "users" / "ann"), mode(data / "users" / "note.txt")) == ("0o750", "0o640")
+    assert mode(tmp_path) == before, "no link is followed"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("started", [True, False])
+def test_a_command_beside_the_hub_leaves_the_way_to_people_as_it_is(tmp_path: Path, started: bool) -> None:
+    prepare_data_dir(tmp_path / "data", started)
+    (tmp_path / "data" / "users").mkdir()
+    prepare_data_dir(tmp_path / "data", started)
+    before = mode(tmp_path / "data"), mode(tmp_path / "data" / "users")
+    prepare_data_dir(tmp_path / "data")
+    assert (mode(tmp_path / "data"), mode(tmp_path / "data" / "users")) == before
+    assert before == (("0o711", "0o711") if started else ("0o700", "0o700"))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("own_uids", "passage"), [(True, "0o711"), (False, "0o700")])
+def test_folders_on_the_way_to_a_new_data_folder_are_made_as_it_needs_them(
+    tmp_path: Path, own_uids: bool, passage: str
+) -> None:
+    umask = os.umask(0o077)
+    try:
+        prepare_data_dir(tmp_path / "a" / "b" / "data", own_uids)
+    finally:
+        os.umask(umask)
+    assert [mode(tmp_path / part) for part in ("a", "a/b", "a/b/data")] == [passage] * 3
+
+
+@pytest.mark.unit
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("entry", ["cookie_secret", "users", "notebooks"])
+def test_parts_of_the_data_folder_that_belong_to_another_user_are_refused(tmp_path: Path, entry: str) -> None:
+    data = data_of_an_older_hub(tmp_path / "data")
+    os.chown(data / entry, 65534, 65534)
+    os.chown(data / "note.txt", 65534, 65534)
+    with pytest.raises(StartupError, match=rf"{entry} belongs to another user.*chown -hR USER: {data}"):
+        prepare_data_dir(data, True)
+    os.chown(data / entry, 0, 0)
+    prepare_data_dir(data, True)
+    assert mode(data / "note.txt") == "0o600"
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from marimohub.handlers import (
     people,
     policy,
     policy_pages,
+    profiles,
+    servers_admin,
     snapshots,
     versions,
 )  # fmt: skip
@@ -37,6 +39,8 @@ def routes(static: Path | None, *, accounts: bool) -> list[tuple[Any, ...]]:
         *drafts.handlers,
         *policy.handlers,
         *snapshots.handlers,
+        *profiles.handlers,
+        *servers_admin.handlers,
     ]
     if static is not None:
         found += [

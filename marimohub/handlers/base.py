@@ -251,4 +251,6 @@ _REASONS = {
     roles.EDIT: "This needs the editor or admin role. Ask an administrator for it.",
     roles.ADMIN: "Only an administrator can do this.",
     roles.SYNC: "This needs the editor or admin role. Ask an administrator for it.",
+    "read:servers": "Only an administrator can do this.",
+    "admin:servers": "Only an administrator can do this.",
 }

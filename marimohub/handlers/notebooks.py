@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from typing import Any
@@ -17,7 +16,7 @@ from marimohub.handlers.servers import ServerApi
 from marimohub.names import check_name, is_well_formed
 from marimohub.notebook_errors import NotFound
 from marimohub.notebooks import NotebookInfo
-from marimohub.opening import Report, ServerFailed, open_notebook
+from marimohub.opening import open_notebook
 from marimohub.orm import Notice
 from marimohub.permissions import draft_model, isoformat, notebook_model
 from marimohub.revoking import force_unlock
@@ -132,6 +131,7 @@ class LockHandler(ServerApi, NotebookApi):
         self.require(roles.EDIT)
         user = self.person()
         workspace_id = await self.workspace_id()
+        choice = self.choice(user)
         self._streaming = "text/event-stream" in self.request.headers.get("Accept", "")
         if self._streaming:
             self.set_header("Content-Type", "text/event-stream")
@@ -144,7 +144,7 @@ class LockHandler(ServerApi, NotebookApi):
                 user.name,
                 place=await self.place_of(user),
                 stop_server=lambda: self.stop_server(user),
-                start_server=self.start_server,
+                start_server=lambda report: self.start_server(report, choice),
                 report=self.report,
             )
             self.changed()
@@ -200,45 +200,6 @@ class LockHandler(ServerApi, NotebookApi):
             await self.flush()
         except StreamClosedError:
             self._streaming = False
-
-    async def start_server(self, report: Report) -> None:
-        """See that the user's server runs, as JupyterHub starts it."""
-        user = self.current_user
-        spawner = user.spawners[""]
-        await self.wait_for_stop(spawner)
-        if spawner.ready and not await self._answers(spawner) and await spawner.poll() is not None:
-            # it died since the last poll: clear it away as the poll would
-            await self.user_stopped(user, "")
-        spawner = user.spawners[""]
-        if spawner.ready:
-            return
-        await report("server", 60, "Starting your notebook server")
-        try:
-            if spawner.pending != "spawn":
-                await self.spawn_single_user(user)
-            spawner = user.spawners[""]
-            if spawner._spawn_future is not None:
-                await asyncio.shield(spawner._spawn_future)
-        except Exception as error:
-            tail = spawner.log_tail() if hasattr(spawner, "log_tail") else []
-            self.log.error("The server of %s did not start: %s\n%s", user.name, error, "\n".join(tail))
-            status = getattr(error, "status_code", None)
-            if status == 429:
-                raise ServerFailed(str(error.log_message), []) from error  # type: ignore[attr-defined]
-            raise ServerFailed(
-                "Your notebook server could not be started. Try again; if it fails again, tell an administrator.", tail
-            ) from error
-        if not user.spawners[""].ready:
-            raise ServerFailed("Your notebook server stopped while it was starting. Try again.", spawner.log_tail())
-        await report("server", 95, "Your notebook server is running")
-
-    async def _answers(self, spawner: Any) -> bool:
-        """Whether a server that should run does answer. A process that is just dying still counts as running."""
-        try:
-            await spawner.server.wait_up(timeout=2, http=True, extra_path="api")
-        except TimeoutError:
-            return False
-        return True
 
 
 class HeartbeatHandler(NotebookApi):

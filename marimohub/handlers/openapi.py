@@ -41,5 +41,5 @@ def handlers(*, pages: bool) -> list[tuple[Any, ...]]:
     """Our routes; they come after all others of the API."""
     return [
         (r"/api/notebooks-openapi\.json", OpenApiHandler, {"pages": pages}),
-        (r"/api/(?:notebooks|drafts|notices|policy|people)(?:/.*)?", UnknownHandler),
+        (r"/api/(?:notebooks|drafts|notices|policy|people|profiles|servers?)(?:/.*)?", UnknownHandler),
     ]

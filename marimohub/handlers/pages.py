@@ -15,6 +15,7 @@ from marimohub.auth import roles
 from marimohub.governance import store
 from marimohub.handlers.base import ApiHandler, PageHandler, RequestError, answers
 from marimohub.handlers.notebooks import listing, notices
+from marimohub.handlers.profiles import server_model
 from marimohub.notebook_errors import NoWorkspace
 from marimohub.orm import Notice
 from marimohub.permissions import ago
@@ -47,6 +48,7 @@ class NotebooksPage(PageHandler):
             lock_ttl_minutes=round(services.lock_ttl / 60),
             notices=await services.database.read(notices, viewer.user),
             governance=await self._governance(data["workspace"]),
+            server=server_model(self.current_user) if viewer.can_edit else None,
         )
         self.finish(html)
 

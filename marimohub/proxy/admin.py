@@ -17,7 +17,7 @@ class AdminUnavailable(Exception):
 
 
 class Admin:
-    """Asks one Envoy. Each call is one short connection, and gives up after `timeout` seconds."""
+    """Asks the Envoy of `socket_path`. Each call is one short connection, and gives up after `timeout` seconds."""
 
     def __init__(self, socket_path: Path, *, timeout: float = 2.0) -> None:
         self.socket_path = socket_path
@@ -79,6 +79,12 @@ class Admin:
         return status == 200 and body.strip() == "LIVE"
 
     async def stats(self, pattern: str, *, timeout: float | None = None) -> dict[str, str]:
-        """Statistics whose name matches the regular expression (no `&` or blanks in it)."""
-        _, body = await self.get(f"/stats?filter={pattern}", timeout=timeout)
+        """Statistics whose name matches the regular expression (no `&` or blanks in it).
+
+        Raises:
+            AdminUnavailable: also for one that Envoy is not set up to answer, see `bootstrap.ADMIN_PATHS`.
+        """
+        status, body = await self.get(f"/stats?filter={pattern}", timeout=timeout)
+        if status != 200:
+            raise AdminUnavailable(f"{self.socket_path}: {status} {body[:200]}")
         return dict(re.findall(r"^(\S+): (.*)$", body, re.MULTILINE))

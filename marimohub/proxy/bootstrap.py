@@ -21,14 +21,22 @@ from marimohub.proxy.routes import (
     ROUTE_CONFIG,
 )
 
-# Paths are relative to the proxy's folder, which is Envoy's working directory: socket paths may have 107 bytes only.
+# Envoy works in a folder with a name that nobody can guess, below the proxy's folder, and names everything from there:
+# /proc shows its command line, and the paths of Unix sockets as they were bound, to people's notebooks.
+RUN_PREFIX = "run-"
+UP = "../"
 ADMIN_SOCKET = "admin.sock"
+# Below the proxy's folder.
 ROUTES_FOLDER = "rds"
 ROUTES_FILE = "rds/routes.pb"
 TLS_FOLDER = "sds"
 TLS_FILE = "sds/tls.json"
 ACCESS_LOG = "access.log"
 STAT_PREFIX = "public"
+ROUTE_STATS = f"http.{STAT_PREFIX}.rds.{ROUTE_CONFIG}."
+ROUTE_STATS_FILTER = f"^{ROUTE_STATS}(version_text|update_rejected)$"
+# All that the admin interface answers, byte for byte: whoever finds its socket can neither end Envoy nor read anything.
+ADMIN_PATHS = ("/ready", f"/stats?filter={ROUTE_STATS_FILTER}")
 
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
@@ -100,7 +108,7 @@ def _seconds(value: float) -> str:
 
 
 def _file_source(path: str, folder: str) -> dict[str, Any]:
-    source = {"path": path, "watched_directory": {"path": folder}}
+    source = {"path": UP + path, "watched_directory": {"path": UP + folder}}
     return {"path_config_source": source, "resource_api_version": "V3", "initial_fetch_timeout": "2s"}
 
 
@@ -180,7 +188,7 @@ def _access_log() -> list[dict[str, Any]]:
         "server": "%UPSTREAM_HOST%",
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    config = {"@type": _FILE_LOG, "path": ACCESS_LOG, "log_format": {"json_format": members}}
+    config = {"@type": _FILE_LOG, "path": UP + ACCESS_LOG, "log_format": {"json_format": members}}
     return [{"name": "access", "typed_config": config}]
 
 
@@ -338,7 +346,10 @@ def render(settings: Settings) -> dict[str, Any]:
     """Envoy's bootstrap document."""
     return {
         "node": {"id": "marimohub", "cluster": "marimohub"},
-        "admin": {"address": {"pipe": {"path": ADMIN_SOCKET, "mode": 0o600}}},
+        "admin": {
+            "address": {"pipe": {"path": ADMIN_SOCKET, "mode": 0o600}},
+            "allow_paths": [{"exact": path} for path in ADMIN_PATHS],
+        },
         "overload_manager": _overload_manager(settings),
         "static_resources": {
             "listeners": [_listener(settings)],

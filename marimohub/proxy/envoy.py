@@ -252,6 +252,7 @@ class EnvoyProxy(Proxy):
         if identity is None:
             return False
         process.adopt(identity)
+        self._admin.socket_path = process.admin_socket
         if identity.fingerprint == process.fingerprint and await self._admin.is_live():
             try:
                 # Also written anew: this version of the hub may render routes differently.
@@ -272,6 +273,7 @@ class EnvoyProxy(Proxy):
         number = await self._open()[1].write()
         try:
             process.start()
+            self._admin.socket_path = process.admin_socket
             async with asyncio.timeout(self.start_timeout):
                 while not await self._admin.is_live(timeout=1.0):
                     if not process.alive():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ async def public_address(url: str) -> tuple[str, int, str]:
     """(ip, port, unix socket path) to listen on for JupyterHub's bind_url. Raises CannotListen."""
     parts = urlsplit(url)
     if parts.scheme == "http+unix":
-        return "", 0, unquote(parts.netloc)
+        return "", 0, _absolute(unquote(parts.netloc))
     port = parts.port or (443 if parts.scheme == "https" else 80)
     host = parts.hostname or ""
     if host in ("", "*"):
@@ -48,6 +49,11 @@ async def public_address(url: str) -> tuple[str, int, str]:
         return await _resolve(host, port), port, ""
     except OSError as error:
         raise CannotListen(f"{host}:{port}", f"the host name is unknown ({error})") from error
+
+
+def _absolute(path: str) -> str:
+    # Envoy works in another folder than the hub
+    return os.path.abspath(path)
 
 
 def _has_ipv6() -> bool:

@@ -2,7 +2,8 @@
 
 Envoy runs in a session of its own and outlives the hub, so that nobody's connection breaks while the hub restarts.
 `envoy.json` in its folder says which process it is: pid, start time (a pid alone may have been given to another
-program) and the fingerprint of its static configuration.
+program), the fingerprint of its static configuration, and the folder it works in, whose name is a secret: notebooks
+that run with the hub's own user id could connect to the admin socket in there if they knew it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import errno
 import json
 import os
 import resource
+import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,11 +38,12 @@ LOG_FORMAT = "%Y-%m-%dT%T.%e [%l] [%n] %v"
 
 @dataclass(frozen=True)
 class Identity:
-    """Names one process for good."""
+    """Names one process for good, and the folder it works in ("" for one that an older version started)."""
 
     pid: int
     started: str
     fingerprint: str
+    run: str
 
     def alive(self) -> bool:
         """Whether this very process still runs; a zombie does not."""
@@ -95,7 +99,7 @@ class EnvoyProcess:
         self._arguments = [
             str(binary),
             "--config-path",
-            BOOTSTRAP_FILE,
+            bootstrap.UP + BOOTSTRAP_FILE,
             "--concurrency",
             str(concurrency),
             "--log-level",
@@ -111,15 +115,26 @@ class EnvoyProcess:
             settings, *self._arguments, str(version.st_size), str(version.st_mtime_ns)
         )
         self.identity: Identity | None = None
+        self._run = ""
         self._child: subprocess.Popen[bytes] | None = None
         # Opened early and kept: a hub that has run out of descriptors must still be able to watch and end Envoy.
         self._pidfd: int | None = None
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where the Envoy that was started or adopted last is asked."""
+        return self.folder / self._run / bootstrap.ADMIN_SOCKET
 
     def find(self) -> Identity | None:
         """The Envoy that an earlier hub left running in this folder, whatever its configuration."""
         try:
             members = json.loads((self.folder / STATE_FILE).read_text())
-            identity = Identity(int(members["pid"]), str(members["started"]), str(members["fingerprint"]))
+            identity = Identity(
+                int(members["pid"]),
+                str(members["started"]),
+                str(members["fingerprint"]),
+                Path(members.get("run", "")).name,
+            )
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -131,6 +146,7 @@ class EnvoyProcess:
     def adopt(self, identity: Identity) -> None:
         """Take over an Envoy that `find` gave."""
         self.identity = identity
+        self._run = identity.run
         self._open_pidfd(identity.pid)
         if not identity.alive():  # It ended, and the descriptor may name another process of this number.
             self._forget()
@@ -142,14 +158,15 @@ class EnvoyProcess:
         """
         self._forget()  # the one before, which ended
         check_listenable(self.settings)
+        run = self._make_run_folder()
         document = json.dumps(bootstrap.render(self.settings), indent=1)
         write_atomically(self.folder / BOOTSTRAP_FILE, document, durable=False)
         # Not in threads: cancelled or killed in between, the hub would leave an Envoy that nobody knows. A few ms.
         try:
-            child = self._child = self._spawn()
+            child = self._child = self._spawn(run)
         except OSError as error:
             raise ProxyStartFailed(f"Envoy could not be started: {error}.") from error
-        self.identity = Identity(child.pid, start_time(child.pid), self.fingerprint)
+        self.identity = Identity(child.pid, start_time(child.pid), self.fingerprint, run.name)
         self._open_pidfd(child.pid)
         write_atomically(self.folder / STATE_FILE, json.dumps(asdict(self.identity)), durable=True)
         if hasattr(resource, "prlimit"):  # Two descriptors per WebSocket; the usual soft limit is 1,024.
@@ -157,11 +174,24 @@ class EnvoyProcess:
                 _, most = resource.prlimit(child.pid, resource.RLIMIT_NOFILE)
                 resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (most, most))
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _make_run_folder(self) -> Path:
+        self._remove_run_folders()
+        run = self.folder / f"{bootstrap.RUN_PREFIX}{secrets.token_hex(8)}"
+        run.mkdir(mode=0o700)
+        self._run = run.name
+        return run
+
+    def _remove_run_folders(self) -> None:
+        """Of Envoys that ended: there is one at a time."""
+        for former in self.folder.glob(f"{bootstrap.RUN_PREFIX}*"):
+            shutil.rmtree(former, ignore_errors=True)
+        (self.folder / bootstrap.ADMIN_SOCKET).unlink(missing_ok=True)  # an older version's
+
+    def _spawn(self, run: Path) -> subprocess.Popen[bytes]:
         with self._open_log() as log:
             return subprocess.Popen(
                 self._arguments,
-                cwd=self.folder,
+                cwd=run,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -251,6 +281,8 @@ class EnvoyProcess:
             raise ProxyStartFailed("Envoy could not be ended, not even by SIGKILL.")
         self._forget()
         (self.folder / STATE_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no descriptor left to look with; the next start does it
+            self._remove_run_folders()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -7,15 +7,13 @@ import time
 from pathlib import Path
 
 from marimohub.proxy.admin import Admin, AdminUnavailable
-from marimohub.proxy.bootstrap import ROUTES_FILE, STAT_PREFIX
+from marimohub.proxy.bootstrap import ROUTE_STATS, ROUTE_STATS_FILTER, ROUTES_FILE
 from marimohub.proxy.errors import RouteNotServed
-from marimohub.proxy.routes import ROUTE_CONFIG
 from marimohub.proxy.table import RouteTable
 
 TABLE_FILE = "routes.json"
-_STAT = f"http.{STAT_PREFIX}.rds.{ROUTE_CONFIG}."
-_VERSION = f"{_STAT}version_text"
-_REJECTED = f"{_STAT}update_rejected"
+_VERSION = f"{ROUTE_STATS}version_text"
+_REJECTED = f"{ROUTE_STATS}update_rejected"
 _POLL_FIRST = 0.001
 _POLL_LONGEST = 0.02
 
@@ -124,6 +122,6 @@ class Publisher:
 
     async def _stats(self, timeout: float = 2.0) -> dict[str, str]:
         try:
-            return await self._admin.stats(f"^{_STAT}(version_text|update_rejected)$", timeout=timeout)
+            return await self._admin.stats(ROUTE_STATS_FILTER, timeout=timeout)
         except AdminUnavailable:
             return {}  # It is being started again; the supervisor sees to that, and it will read our file.

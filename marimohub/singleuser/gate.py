@@ -58,6 +58,7 @@ class Gate:
         activity: Activity,
         snapshots: SnapshotStatus,
         notebooks_url: str,
+        on_startup: Callable[[], None],
         on_shutdown: Callable[[], Awaitable[None]],
     ) -> None:
         self.app = app
@@ -65,7 +66,7 @@ class Gate:
         self.folder, self.sync, self.presence, self.activity = folder, sync, presence, activity
         self.snapshots = snapshots
         self.notebooks_url = notebooks_url
-        self.on_shutdown = on_shutdown
+        self.on_startup, self.on_shutdown = on_startup, on_shutdown
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -76,6 +77,7 @@ class Gate:
             await self._websocket(scope, receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.on_startup()
         reporting = asyncio.create_task(self.activity.run())
 
         async def watched() -> Message:

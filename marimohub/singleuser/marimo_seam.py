@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import logging
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from starlette.applications import Starlette
+
+from marimohub.singleuser import kernels, links
+from marimohub.singleuser.deaths import Deaths
 
 log = logging.getLogger("marimohub.singleuser")
 
 # Hides marimo's buttons that upload a notebook or its results to public services (molab, WebAssembly links).
 ENVIRONMENT = {"MARIMO_RESTRICT_SHARING": "1", "MARIMO_SKIP_UPDATE_CHECK": "1"}
+
+_read: dict[str, str] = {}  # marimo's variables, as they were when it was loaded
 
 # For people who have no configuration of their own. Written once, theirs to change from then on.
 USER_CONFIG = """\
@@ -33,8 +42,119 @@ copilot = false
 """
 
 
-def serve(folder: Path, host: str, port: int, base_url: str, wrap: Callable[[Starlette], None]) -> None:
-    """Run `marimo edit` on a folder until it is told to end. `wrap` gets the application before it serves."""
+def rehearse() -> None:
+    """Make a server and throw it away: what is loaded and computed on the way is there for all that are forked."""
+    import uvicorn
+    from marimo._server.main import create_starlette_app
+    from marimo._server.utils import initialize_mimetypes
+
+    app = create_starlette_app(base_url="", enable_auth=False)
+    app.build_middleware_stack()
+    uvicorn.Config(app, log_config=None).load()
+    initialize_mimetypes()
+
+
+def use_own_kernels() -> None:
+    """Have marimo fork its kernels (kernels.py) and talk to them without ports and names (links.py).
+
+    In the server before it forks the zygote, so that kernels have their half of it, too.
+    """
+    from marimo._output.formatters.formatters import THIRD_PARTY_FACTORIES
+    from marimo._runtime import runtime
+    from marimo._session.managers import kernel, queue
+
+    _read.update(_variables())
+    _replace(kernel, get_context=kernels.get_context, connection=SimpleNamespace(Listener=links.Listener))
+    _replace(queue, get_context=kernels.get_context, MPQueue=links.Outbox)
+    _replace(runtime, connection=SimpleNamespace(Client=links.connect, Connection=links.KernelLink))
+    kernels.KernelProcess.hidden = tuple(THIRD_PARTY_FACTORIES)
+
+
+def explain_deaths(deaths: Deaths) -> None:
+    """Have marimo's banner about a kernel that ended say why."""
+    from marimo._session.session import SessionImpl
+    from marimo._session.types import KernelExitInfo, KernelState
+
+    state_of, exit_of = SessionImpl.kernel_state, SessionImpl.kernel_exit_info
+
+    def kernel_state(self: SessionImpl) -> KernelState:
+        found = state_of(self)
+        if found is not KernelState.STOPPED:
+            return found
+        ended = exit_of(self)
+        wait = ended is not None and deaths.reason_may_come(self.kernel_pid(), ended.exitcode)
+        return KernelState.RUNNING if wait else found
+
+    def kernel_exit_info(self: SessionImpl) -> KernelExitInfo | None:
+        found = exit_of(self)
+        if found is None:
+            return None
+        path = self.app_file_manager.path
+        why = deaths.reason(self.kernel_pid(), found.exitcode, Path(path).stem if path else "")
+        return KernelExitInfo(found.exitcode, found.cause, why)
+
+    _replace(SessionImpl, kernel_state=kernel_state, kernel_exit_info=kernel_exit_info)
+
+
+def _replace(owner: Any, **names: Any) -> dict[str, Any]:
+    """Put these in the place of what has their names. Returns what that was."""
+    before = {name: getattr(owner, name) for name in names}
+    for name, value in names.items():
+        setattr(owner, name, value)
+    return before
+
+
+def read_environment() -> None:
+    """Have marimo read its variables again if they have changed: it may have been loaded in another process."""
+    from marimo._config import settings
+
+    if _variables() == _read:
+        return
+    spec = importlib.util.find_spec(settings.__name__)
+    assert spec is not None and spec.loader is not None
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    vars(settings.GLOBAL_SETTINGS).update(vars(fresh.GLOBAL_SETTINGS))
+
+
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(("MARIMO_", "_MARIMO_"))}
+
+
+def forget_configuration() -> None:
+    """Have marimo look for configuration files again, in another environment."""
+    from marimo._config import manager, utils
+
+    utils.get_user_config_path.cache_clear()
+    manager.PyprojectConfigReader._read_config.cache_clear()
+    manager.ScriptConfigReader._read_config.cache_clear()
+
+
+def _language_servers(**settings: Any) -> Any:
+    """marimo's, or None: each takes a TCP port, which confined servers may not."""
+    from marimo._server.lsp import CompositeLspServer
+
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+    except OSError:
+        return None
+    return CompositeLspServer(**settings)
+
+
+def serve(
+    folder: Path,
+    host: str,
+    port: int,
+    base_url: str,
+    wrap: Callable[[Starlette], None],
+    listener: socket.socket | None = None,
+) -> None:
+    """Run `marimo edit` on a folder until it is told to end.
+
+    `wrap` gets the application before it serves. Without a `listener`, it binds `host` and `port` itself.
+    """
+    import uvicorn
     from marimo._config.settings import GLOBAL_SETTINGS
     from marimo._server import start as module
     from marimo._server.tokens import AuthToken
@@ -50,7 +170,16 @@ def serve(folder: Path, host: str, port: int, base_url: str, wrap: Callable[[Sta
         wrap(app)
         return app
 
-    module.create_starlette_app = create_and_wrap
+    class Server(uvicorn.Server):
+        def run(self, sockets: list[socket.socket] | None = None) -> None:
+            super().run(sockets if listener is None else [listener])
+
+    marimos = _replace(
+        module,
+        create_starlette_app=create_and_wrap,
+        CompositeLspServer=_language_servers,
+        uvicorn=SimpleNamespace(Config=uvicorn.Config, Server=Server, __version__=uvicorn.__version__),
+    )
     try:
         module.start(
             workspace=infer_workspace(str(folder)),
@@ -73,7 +202,7 @@ def serve(folder: Path, host: str, port: int, base_url: str, wrap: Callable[[Sta
             skew_protection=True,
         )
     finally:
-        module.create_starlette_app = create
+        _replace(module, **marimos)
 
 
 def write_user_config() -> None:
@@ -81,9 +210,10 @@ def write_user_config() -> None:
     from marimo._config.utils import get_user_config_path
     from marimo._utils.xdg import marimo_config_path
 
-    if get_user_config_path() is not None:
+    found = get_user_config_path()
+    if found is not None and Path(found).stat().st_size:
         return
-    path = marimo_config_path()
+    path = marimo_config_path() if found is None else Path(found)  # an empty one is what marimo makes when it is loaded
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(USER_CONFIG, encoding="utf-8")
     get_user_config_path.cache_clear()
@@ -116,16 +246,24 @@ class MarimoApp:
             self._manager.close_session(session_id)
         return len(stale)
 
-    def tell(self, path: Path, title: str, text: str, *, lasting: bool, danger: bool) -> None:
-        """Show a toast, or a lasting banner, in the pages that have this file open."""
+    def tell(self, path: Path | None, title: str, text: str, *, lasting: bool, danger: bool) -> None:
+        """Show a toast, or a lasting banner, in the pages that have this file open; None: in all pages."""
         from marimo._messaging.notification import AlertNotification, BannerNotification
 
         kind = BannerNotification if lasting else AlertNotification
         # marimo shows the description as HTML.
         notification = kind(title=title, description=html.escape(text), variant="danger" if danger or lasting else None)
         for session in self._manager.sessions.values():
-            if _has_open(session, path):
+            if path is None or _has_open(session, path):
                 session.notify(notification, from_consumer_id=None)
+
+    def tell_all(self, title: str, text: str) -> None:
+        """Show a lasting banner in all pages."""
+        self.tell(None, title, text, lasting=True, danger=True)
+
+    def has_kernel(self, pid: int) -> bool:
+        """Whether this process is a kernel that a page has open."""
+        return any(session.kernel_pid() == pid for session in self._manager.sessions.values())
 
     def running(self) -> bool:
         """Whether any cell of any notebook is running or waiting to."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+import sys
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +15,90 @@ from urllib.parse import unquote, urlsplit
 # is taken out before marimo starts anything.
 SECRETS = ("JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN", "CONFIGPROXY_AUTH_TOKEN", "JUPYTERHUB_CRYPT_KEY")
 
+LISTEN, SECRET, GUARD = "MARIMOHUB_LISTEN_FD", "MARIMOHUB_SECRETS_FD", "MARIMOHUB_GUARD_FD"
+
 
 class BadEnvironment(Exception):
     """The environment is not that of a JupyterHub single-user server. The text says what is missing."""
+
+
+def move_secrets(environ: MutableMapping[str, str] = os.environ) -> None:
+    """If there are secrets in the environment, run this program anew in its place, with them in a memory file.
+
+    What a process got as its environment when it was executed stays readable in /proc/<pid>/environ, also in what it
+    forks, and kernels are forked from this program.
+    """
+    secrets = {name: environ.pop(name) for name in SECRETS if name in environ}
+    if not secrets or SECRET in environ:
+        return
+    file = os.memfd_create("secrets", 0)
+    with open(file, "w", closefd=False) as writer:
+        json.dump(secrets, writer)
+    os.lseek(file, 0, os.SEEK_SET)
+    environ[SECRET] = str(file)
+    # -P: what lies in the folder with the notebooks is not this program's to import
+    os.execve(sys.executable, [sys.executable, "-P", *sys.orig_argv[1:]], dict(environ))  # noqa: S606 - itself
+
+
+@dataclass
+class Handed:
+    """The descriptors that the spawner has handed over. None: there is none."""
+
+    listener: socket.socket | None
+    guard: int | None
+    _secrets: int | None
+
+    @classmethod
+    def take(cls, environ: MutableMapping[str, str] = os.environ) -> Handed:
+        """Read their numbers, remove them from `environ`, and keep them out of child processes.
+
+        Raises:
+            BadEnvironment: a number is not that of an open descriptor.
+        """
+        listener = _descriptor(environ, LISTEN)
+        return cls(
+            None if listener is None else _listening(listener),
+            guard=_descriptor(environ, GUARD),
+            _secrets=_descriptor(environ, SECRET),
+        )
+
+    def read_secrets(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        """Put the secrets where `Settings.take` looks: into `environ`, from where it removes them.
+
+        Changes of `os.environ` do not show in /proc/<pid>/environ. Raises BadEnvironment.
+        """
+        if self._secrets is None:
+            return
+        try:
+            with open(self._secrets, "rb") as file:
+                found = json.loads(file.read())
+            environ.update({str(name): str(value) for name, value in found.items()})
+        except (OSError, ValueError, AttributeError) as error:
+            raise BadEnvironment(f"The secrets that ${SECRET} leads to cannot be read: {error}.") from error
+        finally:
+            self._secrets = None
+
+
+def _descriptor(environ: MutableMapping[str, str], name: str) -> int | None:
+    text = environ.pop(name, "")
+    if not text:
+        return None
+    try:
+        number = int(text)
+        os.set_inheritable(number, False)
+    except (ValueError, OSError):
+        raise BadEnvironment(f"${name} is not the number of an open descriptor: {text!r}.") from None
+    return number
+
+
+def _listening(number: int) -> socket.socket:
+    try:
+        found = socket.socket(fileno=number)
+        if not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError("it does not listen")
+    except OSError as error:
+        raise BadEnvironment(f"${LISTEN} is not a socket to serve on: {error}.") from error
+    return found
 
 
 @dataclass(frozen=True)

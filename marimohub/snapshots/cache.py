@@ -71,7 +71,8 @@ class SnapshotCache:
 
     `deadline` is what one copy may take in seconds, `max_age` (seconds) and `max_bytes` what of the unused is kept,
     `masking_key` the secret of hash masks. `collects` is whether this process removes old entries: only one may, since
-    it does not know what another is working with.
+    it does not know what another is working with. `group` is who may read what is linked into people's folders, where
+    people have user ids of their own (`Identities.snapshot_group`).
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class SnapshotCache:
         max_age: float = 7 * 86400.0,
         max_bytes: int = 50 * 1024**3,
         collects: bool = True,
+        group: int | None = None,
     ) -> None:
         self.root = Path(root)
         self.warehouse = Path(warehouse)
@@ -94,6 +96,7 @@ class SnapshotCache:
         self.max_age = max_age
         self.max_bytes = max_bytes
         self.collects = collects
+        self.group = group
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._raw = Shelf(self.root / "raw", ".duckdb")
         self._parts = Shelf(self.root / "parts", ".parquet")
@@ -313,7 +316,7 @@ class SnapshotCache:
             "warehouse": self.warehouse.name,
             **snapshot.manifest,
         }
-        path = links.link(snapshot.path, snapshot.key, folder, public, keep=former)
+        path = links.link(snapshot.path, snapshot.key, folder, public, keep=former, group=self.group)
         record = {name: public[name] for name in ("created", "checked", "version", "key")}
         write_json(self._record(folder), {**record, "plan": snapshot.plan, "folder": str(folder), **about})
         return path
@@ -322,6 +325,10 @@ class SnapshotCache:
         """Take the snapshots out of a person's folder. Raises SnapshotError if something may still be there."""
         links.unlink(folder)
         self._record(folder).unlink(missing_ok=True)
+
+    def in_reach(self, folder: Path) -> bool:
+        """Whether the person whose folder it is may read what was linked into it. Looks at the disk."""
+        return self.group is None or links.in_reach(folder, self.group)
 
     def linked(self, folder: Path) -> dict[str, Any]:
         """What is known of the snapshot in a person's folder; empty if there is none.

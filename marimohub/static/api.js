@@ -122,6 +122,34 @@ export class Api {
     return this.json("POST", "snapshot/refresh", {});
   }
 
+  // What one may choose from, and what one's server runs with.
+  profiles() {
+    return this.json("GET", "profiles");
+  }
+
+  // For the next start; nothing is started or ended.
+  chooseProfile(profile) {
+    return this.json("PUT", "server", { profile });
+  }
+
+  restartServer(profile) {
+    return this.json("POST", "server", { profile, restart: true });
+  }
+
+  servers() {
+    return this.json("GET", "servers");
+  }
+
+  serverLog(user) {
+    return this.json("GET", `servers/${encodeURIComponent(user)}/log`);
+  }
+
+  // server: "" for the default one. A slow end goes on after the answer.
+  stopServer(user, server) {
+    const own = server ? `servers/${encodeURIComponent(server)}` : "server";
+    return this.request("DELETE", `users/${encodeURIComponent(user)}/${own}`);
+  }
+
   // Takes the lock and starts the server; calls onProgress({phase, progress, message}) and resolves to the ready body.
   async open(name, onProgress) {
     const response = await this.request("POST", `notebooks/${encodeURIComponent(name)}/lock`, {

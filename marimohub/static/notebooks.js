@@ -6,6 +6,7 @@ import { draftActions } from "./draft_actions.js";
 import { Drafts } from "./drafts.js";
 import { announce, byId, clearError, h, ready, showError } from "./dom.js";
 import { Live } from "./live.js";
+import { OwnServer } from "./own_server.js";
 import { openNotebook } from "./opening.js";
 import { SnapshotAge } from "./snapshot_age.js";
 import { Table } from "./table.js";
@@ -28,6 +29,7 @@ const drafts =
 const lockState = (name) => table.get(name)?.lock.state;
 const versions = compareView && new VersionsView({ api, compareView, now, lockState, refresh });
 const snapshotAge = page.listing.can_create && new SnapshotAge({ api, now, report });
+const ownServer = page.server && new OwnServer({ api, report, server: page.server });
 const MAX_NAME = 100;
 
 // One question to the hub at a time; those that come meanwhile become a single one after it.
@@ -137,6 +139,7 @@ async function open(notebook) {
     table.setOpening(name, null);
     report(error, { key: `open ${name}`, prefix: `${name} could not be opened` });
   }
+  if (ownServer) ownServer.load();
   await refresh();
 }
 
@@ -255,11 +258,12 @@ const live = new Live({
   url: api.url("events"),
   onStale: refresh,
   onEvent: (message) => {
+    if (message.event === "server_ended") return ownServer && ownServer.load();
     if (message.event === "notebook_lock_revoked") {
       const text = `Your lock on "${message.notebook}" has been revoked by an administrator.`;
       showNotice(message.notice ?? { text });
     }
-    refreshSoon();
+    return refreshSoon();
   },
 });
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -153,6 +154,20 @@ async def hubs(tmp_path: Path) -> AsyncIterator[Hubs]:
     made = Hubs(tmp_path)
     yield made
     await made.end()
+
+
+def tcp_sockets(pid: int) -> list[tuple[str, int, int]]:
+    """State ("01" connected, "0A" listening), own port and the other side's of each IPv4 socket of a process.
+
+    Source: proc(5), /proc/PID/net/tcp.
+    """
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            inodes.add(os.readlink(entry).removeprefix("socket:[").rstrip("]"))
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    ports = [(f[3], *(int(f[n].split(":")[1], 16) for n in (1, 2))) for f in lines if f[9] in inodes]
+    return [(state, own, other) for state, own, other in ports]
 
 
 class Answer:

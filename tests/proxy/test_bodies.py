@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
+from urllib.parse import urlsplit
 
 import pytest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from marimohub.proxy import EnvoyProxy
-from tests.proxy.conftest import Hubs, Upstream, raw
+from tests.proxy.conftest import Hubs, Upstream, raw, tcp_sockets
 
 Start = Callable[..., Upstream]
 MB = 1024 * 1024
@@ -55,8 +56,10 @@ async def post(proxy: EnvoyProxy, path: str, size: int, *headers: str) -> tuple[
 
 async def active(proxy: EnvoyProxy) -> int:
     """Connections from Envoy to any server."""
-    stats = await proxy._admin.stats("^cluster.upstream.upstream_cx_active$")
-    return int(stats["cluster.upstream.upstream_cx_active"])
+    servers = {urlsplit(route["target"]).port for route in (await proxy.get_all_routes()).values()}
+    assert proxy._process is not None and proxy._process.identity is not None
+    sockets = await asyncio.to_thread(tcp_sockets, proxy._process.identity.pid)
+    return len([remote for state, _, remote in sockets if state == "01" and remote in servers])
 
 
 SLOW = [

@@ -23,7 +23,9 @@ def test_any_changed_setting_or_argument_needs_a_new_envoy() -> None:
 
 
 def test_admin_is_a_private_socket_and_never_a_port() -> None:
-    assert bootstrap.render(Settings("::", 1))["admin"] == {"address": {"pipe": {"path": "admin.sock", "mode": 0o600}}}
+    admin = bootstrap.render(Settings("::", 1))["admin"]
+    assert admin["address"] == {"pipe": {"path": "admin.sock", "mode": 0o600}}
+    assert [list(match) for match in admin["allow_paths"]] == [["exact"], ["exact"]]
 
 
 def test_no_path_is_rewritten() -> None:

@@ -16,8 +16,10 @@ import pytest
 from tornado.websocket import websocket_connect
 
 from marimohub.proxy import BadCertificate, BadRoute, EnvoyProxy, PortInUse, ProxyStartFailed, RouteNotServed
+from marimohub.proxy.admin import AdminUnavailable
+from marimohub.proxy.bootstrap import ROUTE_STATS_FILTER
 from tests.hub import free_port
-from tests.proxy.conftest import Hubs, Upstream, raw
+from tests.proxy.conftest import Hubs, Upstream, raw, tcp_sockets
 
 Start = Callable[..., Upstream]
 
@@ -282,17 +284,74 @@ async def test_everything_in_the_folder_is_private(hubs: Hubs) -> None:
     await proxy.add_route("/", "http://127.0.0.1:1", {"hub": True})
     folder = hubs.folder / "proxy"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    names = ("admin.sock", "bootstrap.json", "envoy.json", "envoy.log", "routes.json")
-    modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in folder.iterdir() if not path.is_dir()}
-    assert modes == dict.fromkeys(names, "0o600")
-    listening = Path(f"/proc/{pid(proxy)}/net/tcp").read_text()
-    inodes = {os.readlink(fd)[8:-1] for fd in Path(f"/proc/{pid(proxy)}/fd").iterdir() if "socket" in os.readlink(fd)}
-    ports = {
-        int(f[1].split(":")[1], 16)
-        for f in (line.split() for line in listening.splitlines()[1:])
-        if f[3] == "0A" and f[9] in inodes
-    }
+    names = {"admin.sock", "bootstrap.json", "envoy.json", "envoy.log", "routes.json", "routes.pb"}
+    found = [(path.name, path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in folder.rglob("*")]
+    assert {(name, mode) for name, is_dir, mode in found if not is_dir} == {(name, 0o600) for name in names}
+    assert {mode for _, is_dir, mode in found if is_dir} == {0o700}
+    ports = {port for state, port, _ in tcp_sockets(pid(proxy)) if state == "0A"}
     assert ports == {int(proxy.public_url.rsplit(":", 1)[1].strip("/"))}, "no TCP port but the public one"
+
+
+async def test_where_the_admin_socket_is_cannot_be_read_from_proc(hubs: Hubs) -> None:
+    proxy = hubs.proxy()
+    await proxy.start()
+    secret = Path(os.readlink(f"/proc/{pid(proxy)}/cwd"))
+    assert secret.parent == hubs.folder / "proxy"
+    assert (secret / "admin.sock").is_socket()
+    for shown in ("cmdline", "net/unix", "environ", "comm", "mountinfo"):
+        text = Path(f"/proc/{pid(proxy)}/{shown}").read_bytes()
+        assert secret.name.encode() not in text, shown
+    assert b" admin.sock" in Path(f"/proc/{pid(proxy)}/net/unix").read_bytes()
+    for file in ("bootstrap.json", "envoy.log"):
+        assert secret.name not in (hubs.folder / "proxy" / file).read_text()
+    before = pid(proxy)
+    os.kill(before, signal.SIGKILL)
+    await eventually(lambda: pid(proxy) not in (before, 0))
+    await eventually(lambda: len(list((hubs.folder / "proxy").glob("run-*/admin.sock"))) == 1)
+    assert not secret.exists()
+    await proxy.stop()
+    assert not list((hubs.folder / "proxy").glob("run-*"))
+
+
+NOT_ANSWERED = [
+    ("POST", "/quitquitquit"),
+    ("GET", "/config_dump"),
+    ("GET", "/stats"),
+    ("GET", "/stats?filter=.*"),
+    ("GET", f"/stats?filter={ROUTE_STATS_FILTER}&format=json"),
+    ("POST", "/logging?level=trace"),
+    ("POST", "/runtime_modify?a=b"),
+    ("POST", "/drain_listeners"),
+    ("POST", "/reopen_logs"),
+    ("GET", "/certs"),
+    ("GET", "/ready/"),
+    ("GET", "/"),
+]
+
+
+async def test_who_finds_the_admin_socket_can_do_nothing_with_it(hubs: Hubs) -> None:
+    proxy = hubs.proxy()
+    await proxy.start()
+    answers = [await proxy._admin.get(path, method=method) for method, path in NOT_ANSWERED]
+    assert [(status, "not allowed" in body) for status, body in answers] == [(403, True)] * len(NOT_ANSWERED)
+    with pytest.raises(AdminUnavailable, match="403"):
+        await proxy._admin.stats(".*")
+    assert await proxy._admin.is_live()
+
+
+async def test_envoy_of_an_older_version_is_ended_and_replaced(hubs: Hubs) -> None:
+    first = hubs.proxy()
+    await first.start()
+    await hubs.kill(first)
+    state = hubs.folder / "proxy" / "envoy.json"
+    members = json.loads(state.read_text())
+    del members["run"]
+    state.write_text(json.dumps({**members, "fingerprint": "older"}))
+    second = hubs.proxy(public_url=first.public_url)
+    await second.start()
+    assert second.adopted is False
+    assert not running(members["pid"])
+    assert await second._admin.is_live()
 
 
 async def test_deep_folder_is_no_problem_for_the_admin_socket(hubs: Hubs, upstream: Start) -> None:

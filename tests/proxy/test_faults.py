@@ -94,7 +94,7 @@ def envoys(hubs: Hubs) -> list[int]:
             folder = os.readlink(entry / "cwd")
         except OSError:
             continue
-        if folder == str(hubs.folder / "proxy") and running(int(entry.name)):
+        if folder.startswith(str(hubs.folder / "proxy" / "run-")) and running(int(entry.name)):
             found.append(int(entry.name))
     return found
 

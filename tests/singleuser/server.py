@@ -98,6 +98,11 @@ class Server:
             stderr=log,
             start_new_session=True,
         )
+        self.wait(timeout)
+
+    def wait(self, timeout: float) -> None:
+        """Return when it answers."""
+        assert self.process is not None
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +143,134 @@ def test_the_user_configuration_is_valid_and_only_written_once(tmp_path: Path, m
         write_user_config()
         path = tmp_path / ".config" / "marimo" / "marimo.toml"
         assert path.read_text() == USER_CONFIG
+        path.write_text("")  # as marimo leaves it when it is loaded first
+        get_user_config_path.cache_clear()
+        write_user_config()
+        assert path.read_text() == USER_CONFIG
         path.write_text("# mine")
         get_user_config_path.cache_clear()
         write_user_config()
         assert path.read_text() == "# mine"
     finally:
         get_user_config_path.cache_clear()
+
+
+def names_in(function: Any) -> set[str]:
+    """The global names and attributes that a function's code uses, with those of functions inside it."""
+    code = function.__code__
+    inner = {name for const in code.co_consts if inspect.iscode(const) for name in const.co_names}
+    return set(code.co_names) | inner
+
+
+def test_kernels_and_queues_are_made_by_the_names_that_are_replaced() -> None:
+    """marimo_seam.use_own_kernels. Were one of them not used any more, kernels would open TCP ports again."""
+    from marimo._runtime import runtime
+    from marimo._session.managers.kernel import KernelManagerImpl
+    from marimo._session.managers.queue import QueueManagerImpl
+
+    assert {"get_context", "connection", "Listener"} <= names_in(KernelManagerImpl.start_kernel)
+    assert "get_context" in names_in(QueueManagerImpl.__init__)
+    assert "MPQueue" in names_in(QueueManagerImpl.close_queues)
+    assert {"connection", "Client"} <= names_in(runtime._create_streams)
+    assert {"connection", "Connection"} <= names_in(runtime._LaunchStreams.close)
+    assert "setsid" in names_in(runtime._bootstrap_subprocess), "a kernel leads no process group: interrupts"
+
+
+def test_a_kernel_gets_its_queues_and_its_link_and_nothing_else_that_is_shared() -> None:
+    """What zygote.Pickler hands over by itself are queues and the link; anything else must be plain data."""
+    from marimo._runtime.runtime import launch_kernel
+
+    assert list(inspect.signature(launch_kernel).parameters) == [
+        "control_queue", "set_ui_element_queue", "completion_queue", "input_queue", "stream_queue", "socket_addr",
+        "is_edit_mode", "configs", "app_metadata", "user_config", "virtual_file_storage",
+        "redirect_console_to_browser", "interrupt_queue", "profile_path", "log_level", "is_ipc", "parent_pid",
+    ]  # fmt: skip
+
+
+def test_a_session_says_how_its_kernel_ended_by_the_methods_that_are_replaced() -> None:
+    from marimo._session.extensions.extensions import HeartbeatExtension
+    from marimo._session.session import SessionImpl
+    from marimo._session.types import KernelExitInfo, KernelState
+
+    assert {"kernel_state", "kernel_exit_info", "BannerNotification"} <= {
+        name
+        for const in HeartbeatExtension._start.__code__.co_consts
+        if inspect.iscode(const)
+        for name in const.co_names
+    }
+    assert {"kernel_state", "kernel_exit_info", "kernel_pid", "app_file_manager"} <= set(dir(SessionImpl)) | names_in(
+        SessionImpl.__init__
+    )
+    assert list(inspect.signature(KernelExitInfo).parameters) == ["exitcode", "cause", "message"]
+    assert {"RUNNING", "STOPPED"} <= set(KernelState.__members__)
+
+
+def test_the_server_is_made_by_the_names_that_are_replaced() -> None:
+    from marimo._server import start as module
+
+    assert {"create_starlette_app", "CompositeLspServer", "uvicorn", "Server", "Config"} <= names_in(module.start)
+    used = set(re.findall(r"\buvicorn\.(\w+)", inspect.getsource(module.start)))
+    assert used == {"Config", "Server", "__version__"}, "marimo uses more of uvicorn than serve() gives it"
+
+
+LIGHT = """
+import sys
+from marimohub.singleuser import hub_client
+hub_client.load()
+from jupyterhub.services.auth import HubOAuth
+assert not {"sqlalchemy", "alembic", "jupyterhub.orm"} & set(sys.modules)
+oauth = HubOAuth(api_token="x", api_url="http://127.0.0.1:1/", base_url="/user/a/", oauth_client_id="jupyterhub-user-a",
+                 access_scopes={"access:servers!server=a/", "access:servers!user=a"})
+model = {"kind": "user", "name": "a"}
+assert oauth.check_scopes(oauth.access_scopes, model | {"scopes": ["access:servers!server=a/"]})
+assert oauth.check_scopes(oauth.access_scopes, model | {"scopes": ["access:servers"]})
+assert not oauth.check_scopes(oauth.access_scopes, model | {"scopes": ["access:servers!server=b/", "users"]})
+assert oauth.login_url and len(oauth.generate_pkce_code_challenge()) == 3
+import sqlalchemy
+assert sqlalchemy.create_engine("sqlite://").connect()
+print("fine")
+"""
+
+
+def test_jupyterhubs_client_side_works_without_its_database() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True)
+    assert done.stdout == "fine\n", done.stderr
+
+
+LOADED = """
+import functools, gc, os, sys
+from marimohub.singleuser import warm
+warm.load()
+missing = [name for name in warm.MODULES if name not in sys.modules]
+assert not missing, f"no such modules any more: {missing}"
+threads = len(os.listdir("/proc/self/task"))
+assert threads == 1, f"{threads} threads: a fork would lose them"
+remembered = [
+    f"{found.__module__}.{found.__qualname__}"
+    for found in gc.get_objects()
+    if isinstance(found, functools._lru_cache_wrapper)
+    and str(found.__module__).startswith("marimo.") and found.cache_info().currsize
+]
+assert not remembered, f"remembered from before the fork, perhaps of the wrong environment: {remembered}"
+handles = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) > 2
+           and os.path.lexists(f"/proc/self/fd/{fd}")]
+assert all("marimo.log" in handle or "/proc/" in handle for handle in handles), f"open files: {handles}"
+from marimo._config.settings import GLOBAL_SETTINGS
+from marimohub.singleuser import marimo_seam
+assert GLOBAL_SETTINGS.RESTRICT_SHARING
+os.environ["MARIMO_SESSION_COOKIE_SECURE"] = "true"
+marimo_seam.read_environment()
+assert GLOBAL_SETTINGS.SESSION_COOKIE_SECURE and GLOBAL_SETTINGS.RESTRICT_SHARING
+import marimo._output.formatters.formatters as formatters
+assert "duckdb" in formatters.THIRD_PARTY_FACTORIES
+print("fine")
+os._exit(0)
+"""
+
+
+def test_what_is_loaded_before_the_fork_exists_and_keeps_nothing_of_its_surroundings(tmp_path: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", LOADED], env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.stdout == "fine\n", done.stderr
