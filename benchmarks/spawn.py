@@ -19,7 +19,6 @@ from pathlib import Path
 from benchmarks import start as opening
 from benchmarks.common import emit, note, quick
 from benchmarks.spawn_hubs import OurHub, SpawnHub, alive, make_hubs
-from tests.conftest import CHROMIUM_FLAGS
 from tests.hub import Person
 from tests.spawners.escape.notebook import NotebookPage
 
@@ -129,14 +128,7 @@ def measure_clicks(hub: OurHub) -> tuple[list[float], float]:
     assert ann.api("POST", "/notebooks", {"name": opening.NOTEBOOK, "template": "blank"}).status_code == 201
     found = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-        context = browser.new_context(viewport={"width": 1280, "height": 900})
-        page = context.new_page()
-        page.goto(f"{hub.url}/hub/login")
-        page.locator("[name=username]").fill(ann.name)
-        page.locator("[name=password]").fill(ann.password)
-        page.locator("form [type=submit]").first.click()
-        page.wait_for_url("**/hub/notebooks")
+        browser, context, page = opening.signed_in(playwright, executable, ann)
         for number in range(OPENINGS + 2):
             last = number == OPENINGS + 1
             if last:

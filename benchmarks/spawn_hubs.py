@@ -13,6 +13,7 @@ import requests
 from benchmarks.common import descendants
 from benchmarks.spawn_timed import TIMES
 from tests.hub import Hub, Person
+from tests.singleuser.server import NOTEBOOK
 from tests.spawners.escape.notebook import NotebookPage
 
 ROOT = Path(__file__).parent.parent
@@ -40,22 +41,6 @@ c.JupyterHub.proxy_class = "marimo-envoy"
 c.JupyterHub.spawner_class = timed(PlainSpawner)
 c.PlainSpawner.cmd = PlainSpawner.command()
 c.PlainSpawner.home_dir_template = {home!r}
-"""
-NOTEBOOK = """import marimo
-
-__generated_with = "0.25.2"
-app = marimo.App()
-
-
-@app.cell
-def _():
-    answer = 6 * 7
-    answer
-    return
-
-
-if __name__ == "__main__":
-    app.run()
 """
 
 

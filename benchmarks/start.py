@@ -121,14 +121,7 @@ def measure_opening(hub: Hub) -> Opened:
     assert ann.sign_in().ok
     assert ann.api("POST", "/notebooks", {"name": NOTEBOOK, "template": "data_exploration"}).status_code == 201
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-        context = browser.new_context(viewport={"width": 1280, "height": 900})
-        page = context.new_page()
-        page.goto(f"{hub.url}/hub/login")
-        page.locator("[name=username]").fill(ann.name)
-        page.locator("[name=password]").fill(ann.password)
-        page.locator("form button[type=submit]").first.click()
-        page.wait_for_url("**/hub/notebooks")
+        browser, context, page = signed_in(playwright, executable, ann)
         for number in range(OPENINGS):
             html, output, tab = open_once(context, page)
             found.html.append(html)
@@ -140,6 +133,19 @@ def measure_opening(hub: Hub) -> Opened:
             stop_server(ann, page)
         browser.close()
     return found
+
+
+def signed_in(playwright: Any, executable: str, person: Person) -> tuple[Any, Any, Any]:
+    """A browser, its context, and the Notebooks page of somebody who has just signed in."""
+    browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(f"{person.hub.url}/hub/login")
+    page.locator("[name=username]").fill(person.name)
+    page.locator("[name=password]").fill(person.password)
+    page.locator("form [type=submit]").first.click()
+    page.wait_for_url("**/hub/notebooks")
+    return browser, context, page
 
 
 def open_once(context: Any, page: Any) -> tuple[float, float, Any]:

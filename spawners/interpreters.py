@@ -20,9 +20,9 @@ from traitlets import TraitError
 
 from marimohub._version import __version__
 from marimohub.spawners.profiles import BadProfile, Profile
+from marimohub.spawners.system_paths import PROBE_TIMEOUT, run_probe
 
 LEAST_PYTHON = (3, 11)
-TIMEOUT = 60.0  # seconds; the first start on a cold disk takes a while
 # -I: neither the caller's PYTHONPATH nor the working directory answers in place of the environment
 _PROBE = """
 import importlib, importlib.metadata, json, sys
@@ -84,19 +84,10 @@ def problem_of(python: str) -> str | None:
     if not Path(python).is_file() or not os.access(python, os.X_OK):
         return f'there is no interpreter {python}. Make the environment, or correct "python".'
     try:
-        done = subprocess.run(
-            [python, "-I", "-c", _PROBE],
-            cwd="/",
-            env={"PATH": os.defpath, "LANG": "C.UTF-8"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-        )
+        done = run_probe(python, _PROBE)
         found = json.loads(done.stdout) if done.returncode == 0 else None
     except subprocess.TimeoutExpired:
-        return f"{python} did not answer within {TIMEOUT:.0f} seconds."
+        return f"{python} did not answer within {PROBE_TIMEOUT:.0f} seconds."
     except OSError as error:
         return f"{python} cannot be run: {error.strerror}."
     except ValueError:

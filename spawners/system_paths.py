@@ -143,21 +143,30 @@ def _python(interpreter: str) -> list[str]:
     return paths
 
 
+def run_probe(interpreter: str, program: str) -> subprocess.CompletedProcess[str]:
+    """Run some lines of Python in an interpreter, with nothing of the hub's environment. Blocks.
+
+    Raises:
+        OSError, subprocess.TimeoutExpired
+    """
+    return subprocess.run(
+        [interpreter, "-I", "-c", program],
+        cwd="/",
+        env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=PROBE_TIMEOUT,
+    )
+
+
 @functools.cache
 def _ask(interpreter: str) -> str:
     source = inspect.getsource(_layout)
     program = f"from __future__ import annotations\nimport json\n{source}\nprint(json.dumps(_layout({_PACKAGES!r})))"
     try:
-        done = subprocess.run(
-            [interpreter, "-I", "-c", program],
-            cwd="/",
-            env={"PATH": os.defpath, "LANG": "C.UTF-8"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_TIMEOUT,
-        )
+        done = run_probe(interpreter, program)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoInterpreter(f"{interpreter} cannot be asked where its packages are: {error}.") from error
     if done.returncode != 0:

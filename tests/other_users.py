@@ -22,10 +22,10 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as o
 
 
 @contextmanager
-def open_folder() -> Iterator[Path]:
+def open_folder(mode: int = 0o711) -> Iterator[Path]:
     """A new folder that everybody can pass through, unlike pytest's own."""
     folder = Path(tempfile.mkdtemp(prefix="marimohub-test-"))
-    folder.chmod(0o711)
+    folder.chmod(mode)
     try:
         yield folder
     finally:

@@ -22,6 +22,7 @@ import requests
 
 from marimohub import __version__
 from marimohub.notebook_templates import TEMPLATES
+from marimohub.spawners.spawn_server import COMMAND
 from tests.hub import Hub, Person
 
 ROOT = Path(__file__).parent.parent
@@ -205,5 +206,5 @@ def test_notebook_server_starts_from_the_wheel(installed: Installed, ann: Person
         time.sleep(0.1)
         page = ann.page("/user/ann/?file=opened.py", headers=browser)
     assert page.status_code == 200
-    expected = [str(installed.bin / "python"), "-m", "marimohub.singleuser"]
-    assert any(line[:3] == expected for line in command_lines())
+    expected = [str(installed.bin / "python"), "-P", "-c", COMMAND]
+    assert any(line[:4] == expected for line in command_lines())

@@ -16,7 +16,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from marimohub._version import __version__
-from marimohub.spawners import interpreters
+from marimohub.spawners import system_paths
 from marimohub.spawners.interpreters import check_interpreters, check_profiles, problem_of
 from marimohub.spawners.job import Limits
 from marimohub.spawners.local import LocalMarimoSpawner
@@ -256,5 +256,5 @@ def test_good_interpreter_is_asked_once_and_a_missing_one_is_told(
     assert (tmp_path / "asked").read_text() == "asked\n"
     with pytest.raises(BadProfile, match="there is no interpreter /nowhere/python"):
         check_interpreters(parse([{"name": "a", "python": "/nowhere/python"}]))
-    monkeypatch.setattr(interpreters, "TIMEOUT", 0.2)
+    monkeypatch.setattr(system_paths, "PROBE_TIMEOUT", 0.2)
     assert "did not answer" in (problem_of(answering(tmp_path, "exec sleep 30")) or "")

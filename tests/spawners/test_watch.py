@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import pytest
 from marimohub.spawners.cgroups import Cgroups, NoCgroups
 from marimohub.spawners.job import Job, Limits
 from marimohub.spawners.watch import Watch
+from tests.other_users import open_folder
 
 MIB = 1 << 20
 UID = 64213  # nobody else's; a bomb that runs away has this user's limit of processes
@@ -46,17 +43,6 @@ def watched(*, ordinary: bool = False, **ask: Any) -> tuple[list[dict[str, Any]]
     assert not done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return lines[:-1], lines[-1]
-
-
-@contextmanager
-def open_folder() -> Iterator[Path]:
-    """A folder that everybody may write to."""
-    folder = Path(tempfile.mkdtemp(prefix="marimohub-watch-"))
-    folder.chmod(0o777)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("ordinary", [False, True])
@@ -93,7 +79,7 @@ def test_files_in_memory_without_a_name_are_memory_of_who_holds_them() -> None:
 @pytest.mark.parametrize("ordinary", [False, True])
 def test_memory_that_processes_share_counts_once(ordinary: bool) -> None:
     # 40 MB from before the fork and 40 MB shared, in six processes: 480 MB if each counted in full
-    with open_folder() as folder:
+    with open_folder(0o777) as folder:
         breaches, end = watched(
             ordinary=ordinary,
             limits={"memory": 150 * MIB},
@@ -124,7 +110,7 @@ def test_a_fork_bomb_is_ended_and_the_server_lives(how: dict[str, Any]) -> None:
 
 @HOWS
 def test_a_false_alarm_lets_all_go_on(how: dict[str, Any]) -> None:
-    with open_folder() as folder:
+    with open_folder(0o777) as folder:
         ready = str(folder / "ready")
         breaches, end = watched(
             limits={"processes": 60},
