@@ -10,7 +10,7 @@ PORT ?=
 # two test files at a time; PARALLEL= for one after the other
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: run test check bench clean help setup-run setup-test
+.PHONY: run test check lint bench clean help setup-run setup-test
 .DEFAULT_GOAL := help
 
 help:
@@ -25,11 +25,13 @@ setup-test:
 run: setup-run
 	@exec $(BIN)/marimohub $(if $(PORT),--port=$(PORT))
 
-check: setup-test
+check: lint
+	$(BIN)/python -m pytest -q -m unit $(PARALLEL)
+
+lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@sh .ci/lint
-	$(BIN)/python -m pytest -q -m unit $(PARALLEL)
 
 test: setup-test
 	@sh .ci/setup system
