@@ -80,6 +80,7 @@ class MarimoHub(jupyterhub_app.JupyterHub):
     subcommands = {
         "init": (Init, "Write a commented configuration file"),
         "token": (NewToken, "Generate an API token for a user"),
+        "proxy": ("marimohub.proxy.replica.ProxyCommand", "Start one more proxy for a hub that shares its routes"),
         "policy": (PolicyCommands, "Check, apply, and explain the policy of who sees which data"),
         "upgrade-db": (UpgradeDB, "Migrate the hub's database to this version"),
     }

@@ -9,6 +9,7 @@ from marimohub.handlers import accounts as account_pages
 from marimohub.handlers import (
     drafts,
     events,
+    metrics,
     notebooks,
     openapi,
     pages,
@@ -56,4 +57,4 @@ def routes(static: Path | None, *, accounts: bool) -> list[tuple[Any, ...]]:
 
 def overrides() -> list[tuple[Any, ...]]:
     """JupyterHub's own calls that mean more here, relative to the hub's prefix."""
-    return [*people.handlers]
+    return [*people.handlers, *metrics.handlers]

@@ -9,6 +9,8 @@ import re
 import socket
 from pathlib import Path
 
+from marimohub.proxy.metrics import PATH
+
 _SOCKET_PATH_BYTES = 107  # sun_path of Linux, less the closing NUL.
 
 
@@ -88,3 +90,10 @@ class Admin:
         if status != 200:
             raise AdminUnavailable(f"{self.socket_path}: {status} {body[:200]}")
         return dict(re.findall(r"^(\S+): (.*)$", body, re.MULTILINE))
+
+    async def metrics(self) -> str:
+        """Envoy's statistics as Prometheus reads them. Raises AdminUnavailable."""
+        status, body = await self.get(PATH)
+        if status != 200:
+            raise AdminUnavailable(f"{self.socket_path}: {status} {body[:200]}")
+        return body

@@ -10,15 +10,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from marimohub.proxy import pages
+from marimohub.proxy import activity, limits, metrics, pages, recent
 from marimohub.proxy.routes import (
     CLUSTER,
     CLUSTER_TLS,
+    CLUSTER_UNIX,
     FILTER_API_BODY,
     FILTER_BODY,
     HEADER_KIND,
     HEADER_SERVER_NAME,
     ROUTE_CONFIG,
+    SOCKET_KEY,
 )
 
 # Envoy works in a folder with a name that nobody can guess, below the proxy's folder, and names everything from there:
@@ -29,15 +31,33 @@ ADMIN_SOCKET = "admin.sock"
 # Below the proxy's folder.
 ROUTES_FOLDER = "rds"
 ROUTES_FILE = "rds/routes.pb"
+# A change of one file makes Envoy read every file that it watches in that folder, so each has its own.
+RECENT_FOLDER = "ecds"
+RECENT_FILE = "ecds/recent.pb"
+SOCKETS_FOLDER = "eds"
+SOCKETS_FILE = "eds/sockets.json"
 TLS_FOLDER = "sds"
 TLS_FILE = "sds/tls.json"
+# In Envoy's own folder: the listener, which is taken away from an Envoy that is replaced.
+LISTENERS_FOLDER = "lds"
+LISTENERS_FILE = "lds/listeners.json"
+FOLDERS = (ROUTES_FOLDER, RECENT_FOLDER, SOCKETS_FOLDER, TLS_FOLDER)
 ACCESS_LOG = "access.log"
+ACTIVITY_LOG = "activity.log"
+# Lines about requests that ended; nothing empties the log while no hub runs, and one client can make 10,000 a second.
+ACTIVITY_LINES_PER_SECOND = 1000
+ACTIVITY_LIMIT_FILE = "lds/activity-limit.json"  # in Envoy's own folder
 STAT_PREFIX = "public"
 ROUTE_STATS = f"http.{STAT_PREFIX}.rds.{ROUTE_CONFIG}."
-ROUTE_STATS_FILTER = f"^{ROUTE_STATS}(version_text|update_rejected)$"
-# All that the admin interface answers, byte for byte: whoever finds its socket can neither end Envoy nor read anything.
-ADMIN_PATHS = ("/ready", f"/stats?filter={ROUTE_STATS_FILTER}")
+RECENT_STATS = f"extension_config_discovery.http_filter.{recent.FILTER}."
+LISTENER_STATS = "listener_manager.lds."
+SOCKET_STATS = f"cluster.{CLUSTER_UNIX}."
+ROUTE_STATS_FILTER = f"^({ROUTE_STATS}|{RECENT_STATS}|{SOCKET_STATS}|{LISTENER_STATS})(version_text|update_rejected)$"
+# All that the admin interface answers, byte for byte: whoever finds its socket can neither end Envoy nor read what is
+# anybody's business.
+ADMIN_PATHS = ("/ready", f"/stats?filter={ROUTE_STATS_FILTER}", metrics.PATH)
 
+_LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
 _HCM = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 _BUFFER = "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer"
@@ -46,13 +66,12 @@ _TLS_DOWN = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Downs
 _TLS_UP = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _SECRET = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105
 _FILE_LOG = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
-_MAX_DOWNSTREAM = (
-    "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
-)
-_HEAP = "envoy.resource_monitors.fixed_heap"
-_SCALE_TIMERS = "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig"
-_FIXED_HEAP = "type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig"
+_LOG_LIMIT = "type.googleapis.com/envoy.extensions.access_loggers.filters.process_ratelimit.v3.ProcessRateLimitFilter"
+_RESOURCE = "type.googleapis.com/envoy.service.discovery.v3.Resource"
+_BUCKET = "type.googleapis.com/envoy.type.v3.TokenBucket"
+_BUFFER_BYTES = 256 * 1024  # for what a slow reader has not taken yet; a quarter of Envoy's default
 _UNLIMITED = 4_294_967_295
+_NOT_HUB = {"header_filter": {"header": {"name": HEADER_KIND, "present_match": True, "invert_match": True}}}
 
 
 @dataclass(frozen=True)
@@ -68,12 +87,17 @@ class Settings:
         request_headers_timeout: seconds a client may take to send its request headers.
         max_header_kb: largest request header block, KiB.
         hub_body_limit_mb, hub_api_body_limit_mb: largest request body for the hub's pages and for its API, MiB.
-        max_memory_mb: size of Envoy's heap, MiB, near which slow request bodies for the hub are ended sooner.
+        max_memory_mb: size of Envoy's heap, MiB, near which slow request bodies for the hub are ended sooner, and then
+            new requests are refused.
         max_connections: client connections at one time.
         trusted_hops: proxies in front of Envoy whose X-Forwarded-For entries are believed.
         upstream_ca: file of certificate authorities for https targets; "" does not verify them.
         upstream_cert, upstream_key: certificate that Envoy shows to https targets (internal_ssl).
+        client_idle_timeout: seconds after which a client's connection without a request is closed.
+        client_stall_timeout: seconds after which a client's connection that takes no data is closed.
+        hub_requests_per_second, sign_ins_per_second: of one client to the hub, and those that check a password; 0: any.
         access_log: write one JSON line per request.
+        activity_interval: seconds between two lines about an open stream in the activity log.
     """
 
     ip: str
@@ -93,7 +117,12 @@ class Settings:
     upstream_ca: str = ""
     upstream_cert: str = ""
     upstream_key: str = ""
+    client_idle_timeout: float = 120.0
+    client_stall_timeout: float = 300.0
+    hub_requests_per_second: int = 100
+    sign_ins_per_second: int = 5
     access_log: bool = False
+    activity_interval: float = 30.0
 
     @property
     def listens_on(self) -> str:
@@ -133,7 +162,7 @@ def _request_header(name: str, match: dict[str, Any]) -> dict[str, Any]:
 def _mappers(when: dict[str, Any], page: pages.Page, notebooks_url: str) -> list[dict[str, Any]]:
     """A page in two forms: JSON for a script that asks for it, HTML for everybody else."""
     wants_json = _request_header("accept", {"contains": "application/json"})
-    headers = [{"header": {"key": "cache-control", "value": "no-store"}}]
+    headers = [{"header": {"key": key, "value": value}} for key, value in pages.HEADERS]
     if page.reload:
         headers.append({"header": {"key": "retry-after", "value": str(page.reload)}})
     forms = (
@@ -159,19 +188,25 @@ def _mappers(when: dict[str, Any], page: pages.Page, notebooks_url: str) -> list
 
 def _error_pages(notebooks_url: str) -> dict[str, Any]:
     to_hub = {"and_filter": {"filters": [_status_at_least(502), _request_header(HEADER_KIND, {"exact": "hub"})]}}
+    failed = {"and_filter": {"filters": [_status_at_least(502), {"response_flag_filter": {}}]}}  # any flag
     cases = (
         (_flag("NR"), pages.HUB_RESTARTING),  # Nothing routed: the hub has not told its own route yet.
         (_flag("UO", "OM"), pages.OVERLOADED),
         (to_hub, pages.HUB_RESTARTING),
-        (_status_at_least(502), pages.SERVER_NOT_RUNNING),
+        (_flag("UC", "UR", "UPE"), pages.SERVER_BROKE_OFF),
+        (failed, pages.SERVER_NOT_RUNNING),
+        (_status_at_least(502), pages.OVERLOADED),  # limits.py: without memory Envoy answers before anything else
+        (_status(429), pages.TOO_MANY),
         (_status(400), pages.BAD_ADDRESS),
         (_status(408), pages.TOO_SLOW),
         (_status(413), pages.TOO_LARGE),
+        (_status(431), pages.HEADERS_TOO_LARGE),
+        (_status_at_least(400), pages.REFUSED),
     )
     return {"mappers": [mapper for when, page in cases for mapper in _mappers(when, page, notebooks_url)]}
 
 
-def _access_log() -> list[dict[str, Any]]:
+def _access_log() -> dict[str, Any]:
     # Without the query: it can hold a sign-in code or a token.
     members = {
         "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
@@ -189,13 +224,54 @@ def _access_log() -> list[dict[str, Any]]:
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
     config = {"@type": _FILE_LOG, "path": UP + ACCESS_LOG, "log_format": {"json_format": members}}
-    return [{"name": "access", "typed_config": config}]
+    return {"name": "access", "filter": _log_type("DownstreamEnd"), "typed_config": config}
+
+
+def _log_type(name: str) -> dict[str, Any]:
+    return {"log_type_filter": {"types": [name]}}
+
+
+def _activity_logs() -> list[dict[str, Any]]:
+    """What activity.py reads: a line for each request that ended, and one now and then for each that has not."""
+    logs = []
+    for log_type, text in activity.FORMATS.items():
+        log: dict[str, Any] = {"@type": _FILE_LOG, "path": UP + ACTIVITY_LOG}
+        log["log_format"] = {"text_format_source": {"inline_string": text}}
+        filters = [_log_type(log_type), _NOT_HUB, *([_activity_limit()] if log_type == "DownstreamEnd" else [])]
+        when = {"and_filter": {"filters": filters}}
+        logs.append({"name": log_type, "filter": when, "typed_config": log})
+    return logs
+
+
+def _activity_limit() -> dict[str, Any]:
+    source = {"path_config_source": {"path": ACTIVITY_LIMIT_FILE}, "resource_api_version": "V3"}
+    config = {"@type": _LOG_LIMIT, "dynamic_config": {"resource_name": "activity", "config_source": source}}
+    return {"extension_filter": {"name": "limit", "typed_config": config}}
+
+
+def render_activity_limit() -> str:
+    """What ACTIVITY_LIMIT_FILE holds, a DiscoveryResponse (JSON): Envoy wants it as a file of its own."""
+    lines = ACTIVITY_LINES_PER_SECOND
+    bucket = {"@type": _BUCKET, "max_tokens": lines, "tokens_per_fill": lines, "fill_interval": "1s"}
+    resource = {"@type": _RESOURCE, "name": "activity", "resource": bucket}
+    return json.dumps({"version_info": "1", "resources": [resource]})
 
 
 def _hold_body(name: str, limit_mb: int) -> dict[str, Any]:
     """A filter that lets a request pass once its body is complete, and answers 413 to one that is too large."""
     limit = {"@type": _BUFFER, "max_request_bytes": limit_mb * 1024 * 1024}
     return {"name": name, "typed_config": limit, "disabled": True}
+
+
+def _recent_filter() -> dict[str, Any]:
+    """First of all filters: it decides where the request goes."""
+    types = [f"type.googleapis.com/{name}" for name in (recent.TYPE_MATCHER, recent.TYPE_NOTHING)]
+    source = {"config_source": _file_source(RECENT_FILE, RECENT_FOLDER), "type_urls": types}
+    return {"name": recent.FILTER, "config_discovery": source}
+
+
+def _rate_filter(settings: Settings) -> dict[str, Any]:
+    return limits.rate_filter(settings.hub_requests_per_second, settings.sign_ins_per_second)
 
 
 def _connection_manager(settings: Settings) -> dict[str, Any]:
@@ -209,6 +285,8 @@ def _connection_manager(settings: Settings) -> dict[str, Any]:
             "config_source": _file_source(ROUTES_FILE, ROUTES_FOLDER),
         },
         "http_filters": [
+            _recent_filter(),
+            _rate_filter(settings),
             _hold_body(FILTER_BODY, settings.hub_body_limit_mb),
             _hold_body(FILTER_API_BODY, settings.hub_api_body_limit_mb),
             router,
@@ -227,7 +305,9 @@ def _connection_manager(settings: Settings) -> dict[str, Any]:
         "merge_slashes": False,
         "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
         "server_header_transformation": "PASS_THROUGH",
-        "upgrade_configs": [{"upgrade_type": "websocket", "filters": [router]}],
+        "upgrade_configs": [
+            {"upgrade_type": "websocket", "filters": [_recent_filter(), _rate_filter(settings), router]}
+        ],
         "http2_protocol_options": {
             # No WebSockets over HTTP/2 (RFC 8441): they carry no Sec-WebSocket-Key, which tornado and uvicorn demand of
             # the HTTP/1.1 request that Envoy makes of them. Browsers open an HTTP/1.1 connection for them instead.
@@ -235,13 +315,21 @@ def _connection_manager(settings: Settings) -> dict[str, Any]:
             "max_concurrent_streams": 256,
             "initial_stream_window_size": 1_048_576,
             "initial_connection_window_size": 4_194_304,
+            "connection_keepalive": {"interval": "60s", "timeout": "30s"},
+        },
+        "common_http_protocol_options": {
+            "idle_timeout": _seconds(settings.client_idle_timeout),
+            # A WSGI service cannot tell X_Forwarded_For from X-Forwarded-For.
+            "headers_with_underscores_action": "DROP_HEADER",
         },
         "stream_idle_timeout": "0s",
         "request_timeout": "0s",
+        "stream_flush_timeout": _seconds(settings.client_stall_timeout),
         "request_headers_timeout": _seconds(settings.request_headers_timeout),
         "max_request_headers_kb": settings.max_header_kb,
         "local_reply_config": _error_pages(settings.notebooks_url),
-        "access_log": _access_log() if settings.access_log else [],
+        "access_log": [*_activity_logs(), *([_access_log()] if settings.access_log else [])],
+        "access_log_options": {"access_log_flush_interval": _seconds(settings.activity_interval)},
     }
 
 
@@ -270,7 +358,15 @@ def _listener(settings: Settings) -> dict[str, Any]:
                 },
             },
         }
-    return {"name": "public", "address": address, "filter_chains": [chain]}
+    listener = {
+        "name": "public",
+        "address": address,
+        "filter_chains": [chain],
+        "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
+    }
+    if not settings.unix_socket:
+        listener["socket_options"] = limits.socket_options(settings.client_stall_timeout)
+    return listener
 
 
 def _cluster(name: str, settings: Settings) -> dict[str, Any]:
@@ -283,14 +379,21 @@ def _cluster(name: str, settings: Settings) -> dict[str, Any]:
     }
     cluster: dict[str, Any] = {
         "name": name,
-        "type": "ORIGINAL_DST",
-        "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": _seconds(settings.connect_timeout),
-        "original_dst_lb_config": {"use_http_header": True},
+        "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
         # Every WebSocket holds a request and a connection; the default is 1,024 of each.
         "circuit_breakers": {"thresholds": [dict.fromkeys(limits, _UNLIMITED)]},
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
     }
+    if name == CLUSTER_UNIX:
+        cluster["type"] = "EDS"
+        cluster["eds_cluster_config"] = {"eds_config": _file_source(SOCKETS_FILE, SOCKETS_FOLDER)}
+        one = {"keys": [SOCKET_KEY], "single_host_per_subset": True, "fallback_policy": "NO_FALLBACK"}
+        cluster["lb_subset_config"] = {"subset_selectors": [one], "fallback_policy": "NO_FALLBACK"}
+    else:
+        cluster["type"] = "ORIGINAL_DST"
+        cluster["lb_policy"] = "CLUSTER_PROVIDED"
+        cluster["original_dst_lb_config"] = {"use_http_header": True}
     if name == CLUSTER_TLS:
         context: dict[str, Any] = {}
         if settings.upstream_ca:
@@ -314,34 +417,6 @@ def _cluster(name: str, settings: Settings) -> dict[str, Any]:
     return cluster
 
 
-def _overload_manager(settings: Settings) -> dict[str, Any]:
-    connections = {"@type": _MAX_DOWNSTREAM, "max_active_downstream_connections": settings.max_connections}
-    heap = {"@type": _FIXED_HEAP, "max_heap_size_bytes": settings.max_memory_mb * 1024 * 1024}
-    # Bodies on their way to the hub are what fills the heap. Only the hub's routes have an idle timeout.
-    sooner = {
-        "@type": _SCALE_TIMERS,
-        "timer_scale_factors": [{"timer": "HTTP_DOWNSTREAM_STREAM_IDLE", "min_timeout": "10s"}],
-    }
-    return {
-        "resource_monitors": [
-            {"name": "envoy.resource_monitors.global_downstream_max_connections", "typed_config": connections},
-            {"name": _HEAP, "typed_config": heap},
-        ],
-        "actions": [
-            {
-                "name": "envoy.overload_actions.reduce_timeouts",
-                "triggers": [{"name": _HEAP, "scaled": {"scaling_threshold": 0.5, "saturation_threshold": 1.0}}],
-                "typed_config": sooner,
-            },
-            # Memory that is free but was not given back counts as used.
-            {
-                "name": "envoy.overload_actions.shrink_heap",
-                "triggers": [{"name": _HEAP, "threshold": {"value": 0.5}}],
-            },
-        ],
-    }
-
-
 def render(settings: Settings) -> dict[str, Any]:
     """Envoy's bootstrap document."""
     return {
@@ -350,12 +425,24 @@ def render(settings: Settings) -> dict[str, Any]:
             "address": {"pipe": {"path": ADMIN_SOCKET, "mode": 0o600}},
             "allow_paths": [{"exact": path} for path in ADMIN_PATHS],
         },
-        "overload_manager": _overload_manager(settings),
+        "overload_manager": limits.overload_manager(settings.max_connections, settings.max_memory_mb),
+        "dynamic_resources": {
+            "lds_config": {
+                "path_config_source": {"path": LISTENERS_FILE, "watched_directory": {"path": LISTENERS_FOLDER}},
+                "resource_api_version": "V3",
+                "initial_fetch_timeout": "2s",
+            }
+        },
         "static_resources": {
-            "listeners": [_listener(settings)],
-            "clusters": [_cluster(CLUSTER, settings), _cluster(CLUSTER_TLS, settings)],
+            "clusters": [_cluster(name, settings) for name in (CLUSTER, CLUSTER_TLS, CLUSTER_UNIX)],
         },
     }
+
+
+def render_listeners(settings: Settings | None) -> str:
+    """The listener as a DiscoveryResponse (JSON); None for an Envoy that shall accept nothing any more."""
+    listeners = [{"@type": _LISTENER, **_listener(settings)}] if settings else []
+    return json.dumps({"version_info": str(len(listeners)), "resources": listeners})
 
 
 def render_tls(version: str, certificate: str, key: str) -> str:
@@ -367,5 +454,5 @@ def render_tls(version: str, certificate: str, key: str) -> str:
 
 def fingerprint(settings: Settings, *command: str) -> str:
     """Names a running Envoy's static configuration and command line: equal means it may be kept."""
-    document = [render(settings), asdict(settings), command]
+    document = [render(settings), render_listeners(settings), render_activity_limit(), asdict(settings), command]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

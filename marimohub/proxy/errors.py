@@ -46,3 +46,7 @@ class BadRoute(ProxyError, ValueError):
 
 class RouteNotServed(ProxyError):
     """Envoy did not take a route change within the deadline, or refused it."""
+
+
+class ReplicaBehind(RouteNotServed):
+    """Our own Envoy serves the change, and a further one does not, or cannot be told."""

@@ -6,12 +6,14 @@ import asyncio
 import os
 import socket
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from marimohub.proxy.errors import BadCertificate, BadRoute, CannotListen
-from marimohub.proxy.routes import literal_address, parse_target
+from marimohub.proxy.routes import Route, is_unix, literal_address, parse_target, socket_path
 
 
 async def _resolve(host: str, port: int) -> str:
@@ -22,7 +24,9 @@ async def _resolve(host: str, port: int) -> str:
 
 
 async def target_address(target: str) -> str:
-    """`ip:port` for an upstream URL. Raises BadRoute if its host name is unknown."""
+    """`ip:port` for an upstream URL, or the path of its socket. Raises BadRoute if its host name is unknown."""
+    if is_unix(target):
+        return socket_path(target)
     host, port = parse_target(target)
     literal = literal_address(host, port)
     if literal is None:
@@ -32,6 +36,11 @@ async def target_address(target: str) -> str:
             raise BadRoute(f"The host name in {target!r} is unknown: {error}.") from error
     assert literal is not None
     return literal
+
+
+def has_fixed_address(target: str) -> bool:
+    """Whether an upstream URL needs no look-up: its host is an IP literal, or it names a Unix socket."""
+    return is_unix(target) or literal_address(*parse_target(target)) is not None
 
 
 async def public_address(url: str) -> tuple[str, int, str]:
@@ -71,6 +80,33 @@ def system_authorities() -> str:
         if path and Path(path).is_file():
             return path
     return ""
+
+
+def upstream_tls(app: Any, *, verify: bool) -> dict[str, str]:
+    """What `Settings` wants to know about servers reached by https: JupyterHub's internal_ssl, or who to believe."""
+    if getattr(app, "internal_ssl", False):
+        certificates = app.internal_proxy_certs["proxy-client"]
+        return {
+            "upstream_cert": certificates["certfile"],
+            "upstream_key": certificates["keyfile"],
+            "upstream_ca": app.internal_trust_bundles["proxy-client-ca"],
+        }
+    return {"upstream_cert": "", "upstream_key": "", "upstream_ca": system_authorities() if verify else ""}
+
+
+async def moved(routes: Iterable[Route]) -> list[tuple[Route, Route]]:
+    """Routes whose host name has another address now, each with what it should be."""
+    found = []
+    for route in routes:
+        if has_fixed_address(route.target):
+            continue
+        try:
+            address = await target_address(route.target)
+        except BadRoute:
+            continue  # The name service is away: the known address is the best there is.
+        if address != route.address:
+            found.append((route, Route(route.routespec, route.target, address, route.data)))
+    return found
 
 
 @dataclass(frozen=True)

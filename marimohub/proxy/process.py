@@ -20,13 +20,14 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 from marimohub.proxy import bootstrap
 from marimohub.proxy.bootstrap import Settings
-from marimohub.proxy.errors import CannotListen, PortInUse, ProxyStartFailed
+from marimohub.proxy.errors import CannotListen, PortInUse, ProxyError, ProxyStartFailed
 from marimohub.proxy.table import write_atomically
 
 STATE_FILE = "envoy.json"
@@ -38,12 +39,16 @@ LOG_FORMAT = "%Y-%m-%dT%T.%e [%l] [%n] %v"
 
 @dataclass(frozen=True)
 class Identity:
-    """Names one process for good, and the folder it works in ("" for one that an older version started)."""
+    """Names one process for good, the folder it works in, and the address it listens on.
+
+    The latter two are "" for one that an older version started.
+    """
 
     pid: int
     started: str
     fingerprint: str
     run: str
+    address: str = ""
 
     def alive(self) -> bool:
         """Whether this very process still runs; a zombie does not."""
@@ -92,7 +97,18 @@ def check_listenable(settings: Settings) -> None:
 class EnvoyProcess:
     """The Envoy of one folder. Methods that wait are coroutines; none blocks the event loop for long."""
 
-    def __init__(self, folder: Path, settings: Settings, *, binary: Path, concurrency: int, log_level: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        *,
+        binary: Path,
+        concurrency: int,
+        log_level: str,
+        drain_seconds: float = 600.0,
+        others: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        """`others` gives the folders below `folder` that other Envoys work in."""
         self.folder = folder
         self.settings = settings
         self.log_path = folder / LOG_FILE
@@ -106,7 +122,14 @@ class EnvoyProcess:
             log_level,
             "--log-format",
             LOG_FORMAT,
+            "--file-flush-interval-msec",
+            "1000",
             "--log-format-escaped",  # One line for one message, so that a reader can tell them apart.
+            # How long an Envoy that was replaced keeps open WebSockets; see draining.py.
+            "--drain-time-s",
+            str(max(1, round(drain_seconds))),
+            "--drain-strategy",
+            "immediate",
             # Hot restart needs shared memory under a base id that every Envoy of this machine competes for.
             "--disable-hot-restart",
         ]
@@ -114,6 +137,7 @@ class EnvoyProcess:
         self.fingerprint = bootstrap.fingerprint(
             settings, *self._arguments, str(version.st_size), str(version.st_mtime_ns)
         )
+        self._others = others
         self.identity: Identity | None = None
         self._run = ""
         self._child: subprocess.Popen[bytes] | None = None
@@ -134,6 +158,7 @@ class EnvoyProcess:
                 str(members["started"]),
                 str(members["fingerprint"]),
                 Path(members.get("run", "")).name,
+                str(members.get("address", "")),
             )
         except FileNotFoundError:
             return None
@@ -151,40 +176,78 @@ class EnvoyProcess:
         if not identity.alive():  # It ended, and the descriptor may name another process of this number.
             self._forget()
 
-    def start(self) -> None:
+    def leaves_room(self, running: Identity) -> bool:
+        """Whether another Envoy can be started while that one of ours runs."""
+        if not running.address or self.settings.unix_socket or running.address.startswith("/"):
+            return False  # A socket's name is for one: a second Envoy would take it from the first.
+        if running.address != self.settings.listens_on:
+            try:
+                check_listenable(self.settings)
+            except ProxyError:  # perhaps all addresses instead of one, on the same port
+                return False
+        return True
+
+    def start_error(self, what: str) -> ProxyError:
+        """Why it does not serve, from its log; `what` says what it did instead."""
+        words = self.last_words()
+        if "Address already in use" in words:
+            return PortInUse(self.settings.listens_on)
+        return ProxyStartFailed(f"Envoy {what}. Its last words:\n{words}")
+
+    def start(self, *, beside: Identity | None = None) -> None:
         """Start Envoy; it is not ready yet. Raises PortInUse, CannotListen, ProxyStartFailed, OSError.
 
         After an error `stop` ends what was started so far.
+
+        Args:
+            beside: an Envoy of ours that still runs, and may listen on the same address.
         """
-        self._forget()  # the one before, which ended
-        check_listenable(self.settings)
+        self._forget()  # the one before, which ended or is not ours to watch any more
+        if beside is None or beside.address != self.settings.listens_on:
+            check_listenable(self.settings)
         run = self._make_run_folder()
         document = json.dumps(bootstrap.render(self.settings), indent=1)
         write_atomically(self.folder / BOOTSTRAP_FILE, document, durable=False)
+        listeners = run / bootstrap.LISTENERS_FILE
+        listeners.parent.mkdir(mode=0o700)
+        write_atomically(listeners, bootstrap.render_listeners(self.settings), durable=False)
+        limit = run / bootstrap.ACTIVITY_LIMIT_FILE
+        write_atomically(limit, bootstrap.render_activity_limit(), durable=False)
         # Not in threads: cancelled or killed in between, the hub would leave an Envoy that nobody knows. A few ms.
         try:
             child = self._child = self._spawn(run)
         except OSError as error:
             raise ProxyStartFailed(f"Envoy could not be started: {error}.") from error
-        self.identity = Identity(child.pid, start_time(child.pid), self.fingerprint, run.name)
+        started = start_time(child.pid)
+        self.identity = Identity(child.pid, started, self.fingerprint, run.name, self.settings.listens_on)
         self._open_pidfd(child.pid)
-        write_atomically(self.folder / STATE_FILE, json.dumps(asdict(self.identity)), durable=True)
+        self._remember(self.identity)
         if hasattr(resource, "prlimit"):  # Two descriptors per WebSocket; the usual soft limit is 1,024.
             with contextlib.suppress(ProcessLookupError):
                 _, most = resource.prlimit(child.pid, resource.RLIMIT_NOFILE)
                 resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (most, most))
 
+    def _remember(self, identity: Identity) -> None:
+        write_atomically(self.folder / STATE_FILE, json.dumps(asdict(identity)), durable=True)
+
+    def return_to(self, identity: Identity) -> None:
+        """Take over the Envoy that `start` was told to start beside, since that failed and it still serves."""
+        self._remember(identity)
+        self.adopt(identity)
+
     def _make_run_folder(self) -> Path:
-        self._remove_run_folders()
+        self.remove_run_folders()
         run = self.folder / f"{bootstrap.RUN_PREFIX}{secrets.token_hex(8)}"
         run.mkdir(mode=0o700)
         self._run = run.name
         return run
 
-    def _remove_run_folders(self) -> None:
-        """Of Envoys that ended: there is one at a time."""
+    def remove_run_folders(self) -> None:
+        """Of Envoys that ended."""
+        kept = {*self._others(), *([self._run] if self.identity else [])}
         for former in self.folder.glob(f"{bootstrap.RUN_PREFIX}*"):
-            shutil.rmtree(former, ignore_errors=True)
+            if former.name not in kept:
+                shutil.rmtree(former, ignore_errors=True)
         (self.folder / bootstrap.ADMIN_SOCKET).unlink(missing_ok=True)  # an older version's
 
     def _spawn(self, run: Path) -> subprocess.Popen[bytes]:
@@ -282,7 +345,7 @@ class EnvoyProcess:
         self._forget()
         (self.folder / STATE_FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # no descriptor left to look with; the next start does it
-            self._remove_run_folders()
+            self.remove_run_folders()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

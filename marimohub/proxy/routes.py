@@ -19,15 +19,20 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 from marimohub.proxy.errors import BadRoute
+from marimohub.proxy.limits import FILTER_RATE
 from marimohub.proxy.wire import encode
 
 CLUSTER = "upstream"
 CLUSTER_TLS = "upstream_tls"
+CLUSTER_UNIX = "upstream_unix"  # its endpoints are the sockets of all routes; a route names its own in its metadata
+SOCKET_KEY = "socket"
+SOCKET_PATH_BYTES = 107  # sun_path of Linux, less the closing NUL
 ROUTE_CONFIG = "routes"
 HEADER_TARGET = "x-envoy-original-dst-host"
 HEADER_SERVER_NAME = "x-marimohub-upstream-name"
@@ -38,10 +43,16 @@ FILTER_API_BODY = "hub-api-body"
 HUB_IDLE_SECONDS = 120  # an opening server's event stream says something far more often
 
 # Set by proxies in front of us, or by an attacker. Tornado believes the first two over X-Forwarded-*.
-UNTRUSTED_HEADERS = ("x-real-ip", "x-scheme", "forwarded", "x-forwarded-port", "x-forwarded-prefix")
+UNTRUSTED_HEADERS = (
+    *("x-real-ip", "x-scheme", "forwarded", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix"),
+)
 
-# A dot segment (with or without `;parameters`, encoded or not), a backslash or an encoded NUL, before any query.
-REFUSED_PATHS = r"[^?]*(?:/(?:\.|%2[eE]){1,2}(?:;[^/?]*)?(?:[/?].*)?|\\.*|%00.*)"
+# A dot segment (with or without `;parameters`, encoded or not), a backslash, an encoded NUL or a byte that is no ASCII
+# (HTTP/2 lets those pass), before any query.
+REFUSED_PATHS = r"[^?]*(?:/(?:\.|%2[eE]){1,2}(?:;[^/?]*)?(?:[/?].*)?|\\.*|%00.*|[\x80-\xff].*)"
+
+# What is no name and no address, such as two Host headers, which Envoy joins by a comma.
+REFUSED_HOSTS = r"(?:.*[^A-Za-z0-9._:\[\]-].*)?"
 
 _ALWAYS_RAW = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 _RAW_OR_ENCODED = frozenset(b"~!$&'()*+,;=:@[]|^")
@@ -54,6 +65,7 @@ _TYPE_FILTER = "envoy.config.route.v3.FilterConfig"
 _CHUNKED = "transfer-encoding"
 _TYPE_RESPONSE = "envoy.service.discovery.v3.DiscoveryResponse"
 _TYPE_TABLE = "envoy.config.route.v3.RouteConfiguration"
+_ON = {"@type": _TYPE_FILTER, "config": b""}  # of a filter that is off elsewhere
 _OVERWRITE = 2  # OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -65,7 +77,8 @@ class Route:
         routespec: `/path/` or `host/path/`, as JupyterHub gave it.
         target: the URL of the server, as JupyterHub gave it.
         data: JSON-able; handed back by get_all_routes.
-        address: IP literal and port that `target` resolved to, e.g. `127.0.0.1:8888` or `[::1]:8888`.
+        address: IP literal and port that `target` resolved to, e.g. `127.0.0.1:8888` or `[::1]:8888`; for a Unix
+            socket its path.
     """
 
     routespec: str
@@ -78,20 +91,48 @@ class Route:
         return self.target.lower().startswith("https:")
 
     @property
+    def unix(self) -> bool:
+        return is_unix(self.target)
+
+    @property
     def is_hub(self) -> bool:
         return bool(self.data.get("hub"))
 
 
 def parse_target(target: str) -> tuple[str, int]:
-    """Host and port of an upstream URL (`http://host:port`); raises BadRoute for anything else."""
+    """Host and port of an upstream URL (`http://host:port`); raises BadRoute for anything else.
+
+    Not for Unix sockets: see `is_unix` and `socket_path`.
+    """
     try:
         parts = urlsplit(target)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise BadRoute(f"The proxy cannot use the target {target!r}: {error}.") from error
     if parts.scheme not in ("http", "https") or not host:
-        raise BadRoute(f"The proxy cannot use the target {target!r}: give http://host:port or https://host:port.")
+        raise BadRoute(
+            f"The proxy cannot use the target {target!r}: give http://host:port, https://host:port, or "
+            "http+unix://%2Fpath%2Fto%2Fsocket."
+        )
     return host, port or (443 if parts.scheme == "https" else 80)
+
+
+def is_unix(target: str) -> bool:
+    """Whether an upstream URL names a Unix socket, as JupyterHub writes it (`http+unix://%2Fpath%2Fto%2Fsocket`)."""
+    return target.lower().startswith("http+unix:")
+
+
+def socket_path(target: str) -> str:
+    """The socket's path in such a URL; raises BadRoute for one that cannot be connected to."""
+    try:
+        path = unquote(urlsplit(target).netloc, errors="strict")
+    except ValueError as error:
+        raise BadRoute(f"The proxy cannot use the target {target!r}: {error}.") from error
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise BadRoute(f"The proxy cannot use the target {target!r}: give the whole path of a socket, with %2F for /.")
+    if len(path.encode()) > SOCKET_PATH_BYTES:
+        raise BadRoute(f"The proxy cannot use the target {target!r}: a path of a socket has at most 107 bytes.")
+    return path
 
 
 def literal_address(host: str, port: int) -> str | None:
@@ -153,9 +194,16 @@ def _header(key: str, value: str) -> dict[str, Any]:
 
 def render_route(route: Route) -> bytes:
     """One route's entries of the prefix map, one for each spelling of its path (encoded `MatchMap`)."""
-    host, _ = parse_target(route.target)
-    headers = [_header(HEADER_TARGET, route.address)]
-    action: dict[str, Any] = {"cluster": CLUSTER_TLS if route.tls else CLUSTER, "timeout": {}}  # 0: none
+    action: dict[str, Any] = {"timeout": {}}  # 0: none
+    headers = []
+    if route.unix:
+        own = {"fields": {"key": SOCKET_KEY, "value": {"string_value": route.address}}}
+        action["metadata_match"] = {"filter_metadata": {"key": "envoy.lb", "value": own}}
+        action["cluster"] = CLUSTER_UNIX
+    else:
+        host, _ = parse_target(route.target)
+        action["cluster"] = CLUSTER_TLS if route.tls else CLUSTER
+        headers.append(_header(HEADER_TARGET, route.address))
     if route.tls:
         headers.append(_header(HEADER_SERVER_NAME, host))
     if route.is_hub:
@@ -173,10 +221,14 @@ def render_route(route: Route) -> bytes:
         "request_headers_to_add": headers,
     }
     _, path = split_routespec(route.routespec)
+    return prefix_map(path, lambda key: _hub_routes(config, key) if route.is_hub else config)
+
+
+def prefix_map(path: str, action: Callable[[str], dict[str, Any]]) -> bytes:
+    """An entry of a prefix map for each spelling of `path` (encoded `MatchMap`); `action` gives what it leads to."""
     entries = []
     for key in spellings(path):
-        chosen = _hub_routes(config, key) if route.is_hub else config
-        value = encode("OnMatch", {"action": {"name": "route", "typed_config": chosen}})
+        value = encode("OnMatch", {"action": {"name": "route", "typed_config": action(key)}})
         entries.append(encode("MatchMap", {"map": {"key": key, "value": value}}))
     return b"".join(entries)
 
@@ -189,7 +241,8 @@ def _hub_routes(config: dict[str, Any], path: str) -> dict[str, Any]:
         {"name": ":method", "string_match": {"exact": "GET"}},
         *({"name": name, "present_match": True, "invert_match": True} for name in ("content-length", _CHUNKED)),
     ]
-    socket = {**config, "match": {"prefix": "/", "headers": handshake}}
+    counted = {"key": FILTER_RATE, "value": _ON}
+    socket = {**config, "match": {"prefix": "/", "headers": handshake}, "typed_per_filter_config": [counted]}
     held = {
         **config["route"],
         "idle_timeout": {"seconds": HUB_IDLE_SECONDS},
@@ -201,7 +254,7 @@ def _hub_routes(config: dict[str, Any], path: str) -> dict[str, Any]:
             **config,
             "match": {"prefix": prefix},
             "route": held,
-            "typed_per_filter_config": {"key": name, "value": {"@type": _TYPE_FILTER, "config": b""}},
+            "typed_per_filter_config": [counted, {"key": name, "value": _ON}],
         }
         for prefix, name in limits
     ]
@@ -209,39 +262,85 @@ def _hub_routes(config: dict[str, Any], path: str) -> dict[str, Any]:
     return {"@type": _TYPE_ROUTES, "routes": routes}
 
 
-_PATH_INPUT = {
+PATH_INPUT: dict[str, Any] = {
     "name": "path",
     "typed_config": {
         "@type": "envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
         "header_name": ":path",
     },
 }
-_REFUSE = {
+_HOST_INPUT = {
+    **PATH_INPUT,
+    "name": "host",
+    "typed_config": {**PATH_INPUT["typed_config"], "header_name": ":authority"},
+}
+
+
+def _refuse(what: dict[str, Any], regex: str) -> dict[str, Any]:
+    action = {
+        "@type": _TYPE_ROUTE,
+        "match": {"prefix": "/"},
+        "direct_response": {"status": 400, "body": {"inline_string": "This address is not valid."}},
+    }
+    match = {"input": what, "value_match": {"safe_regex": {"google_re2": {}, "regex": regex}}}
+    return {
+        "predicate": {"single_predicate": match},
+        "on_match": {"action": {"name": "refuse", "typed_config": action}},
+    }
+
+
+_REFUSED = [_refuse(PATH_INPUT, REFUSED_PATHS), _refuse(_HOST_INPUT, REFUSED_HOSTS)]
+
+# recent.py tells where requests for routes that are newer than this table go. No client can set filter state.
+RECENT_STATE = "marimohub.recent"
+_RECENT_INPUT = {
+    "name": "recent",
+    "typed_config": {
+        "@type": "envoy.extensions.matching.common_inputs.network.v3.FilterStateInput",
+        "key": RECENT_STATE,
+    },
+}
+_RECENT_TARGET = {"key": HEADER_TARGET, "value": f"%FILTER_STATE({RECENT_STATE}:PLAIN)%"}
+_NOT_HELD = {"@type": "envoy.extensions.filters.http.buffer.v3.BufferPerRoute", "disabled": True}
+_RECENT = {
     "predicate": {
         "single_predicate": {
-            "input": _PATH_INPUT,
-            "value_match": {"safe_regex": {"google_re2": {}, "regex": REFUSED_PATHS}},
+            "input": _RECENT_INPUT,
+            "value_match": {"safe_regex": {"google_re2": {}, "regex": ".+"}},
         }
     },
     "on_match": {
         "action": {
-            "name": "refuse",
+            "name": "recent",
             "typed_config": {
                 "@type": _TYPE_ROUTE,
                 "match": {"prefix": "/"},
-                "direct_response": {"status": 400, "body": {"inline_string": "This address is not valid."}},
+                # The request's filters and timers were set up for another route, perhaps the hub's: undo that.
+                "route": {"cluster": CLUSTER, "timeout": {}, "idle_timeout": {}},
+                "request_headers_to_add": [{"header": _RECENT_TARGET, "append_action": _OVERWRITE}],
+                "typed_per_filter_config": [{"key": f, "value": _NOT_HELD} for f in (FILTER_BODY, FILTER_API_BODY)],
             },
         }
     },
 }
 
 
+# A server closes a connection that it kept open at the moment when Envoy uses it for the next request (uvicorn does
+# after an error). Whether the server has begun with that request cannot be known, so only what changes nothing is sent
+# again. For the whole table, since one more message in each route would make Envoy slower to load it.
+_READ_AGAIN = {
+    "retry_on": "connect-failure,reset",
+    "num_retries": {"value": 2},
+    "retriable_request_headers": [{"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD|OPTIONS"}}}],
+}
+
+
 def _virtual_host(host: str, rendered: list[bytes]) -> dict[str, Any]:
     if not rendered:  # An empty map is refused by Envoy; without routes it answers 404, shown as our own page.
         return {"name": host, "domains": [host]}
-    tree = {"matcher_tree": {"input": _PATH_INPUT, "prefix_match_map": b"".join(rendered)}}
-    matcher = {"matcher_list": {"matchers": [_REFUSE]}, "on_no_match": {"matcher": tree}}
-    return {"name": host, "domains": [host], "matcher": matcher}
+    tree = {"matcher_tree": {"input": PATH_INPUT, "prefix_match_map": b"".join(rendered)}}
+    matcher = {"matcher_list": {"matchers": [*_REFUSED, _RECENT]}, "on_no_match": {"matcher": tree}}
+    return {"name": host, "domains": [host], "retry_policy": _READ_AGAIN, "matcher": matcher}
 
 
 def render_table(version: str, rendered: dict[str, dict[str, bytes]], *, trusted_hops: int = 0) -> bytes:

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from marimohub.proxy import routes
+from marimohub.proxy.errors import BadRoute
 from marimohub.proxy.routes import Route
 
 FORMAT = 1
+RECENT_FILE = "recent.json"  # beside the table: routes that are newer than it
 
 
 class TableUnreadable(Exception):
-    """The stored table is damaged or of a newer version."""
+    """The stored table, or its file of recent routes, is damaged or of a newer version."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}")
+        self.path = path
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool, mode: int = 0o600) -> None:
@@ -44,12 +50,18 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool, mode: i
 
 
 class RouteTable:
-    """Routes by routespec. Each is rendered once, when it is set, so one more among 10,000 costs little."""
+    """Routes by routespec. Each is rendered once, when it is set, so one more among 10,000 costs little.
+
+    Attributes:
+        changes: how many there were, over all restarts; tells which of two stored routes is newer.
+    """
 
     def __init__(self) -> None:
         self._routes: dict[str, Route] = {}
         self._stored: dict[str, str] = {}
         self._rendered: dict[str, dict[str, bytes]] = {}
+        self._sockets: dict[str, str] = {}
+        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._routes)
@@ -59,6 +71,28 @@ class RouteTable:
 
     def values(self) -> list[Route]:
         return list(self._routes.values())
+
+    @property
+    def has_hosts(self) -> bool:
+        """Whether any route is for one host name only."""
+        return bool(self._rendered.keys() - {"*"})
+
+    def sockets(self) -> frozenset[str]:
+        """Paths of the Unix sockets that routes lead to."""
+        return frozenset(self._sockets.values())
+
+    def below(self, routespec: str) -> list[Route]:
+        """Routes whose path begins with that of `routespec` on the same host, without that one."""
+        host, path = routes.split_routespec(routespec)
+        prefix = routes.canonical(path)
+        if not any(key.startswith(prefix) and key != prefix for key in self._rendered.get(host, {})):
+            return []
+        found = []
+        for route in self._routes.values():
+            other, path = routes.split_routespec(route.routespec)
+            if other == host and (key := routes.canonical(path)) != prefix and key.startswith(prefix):
+                found.append(route)
+        return found
 
     def set(self, route: Route) -> None:
         """Add or replace. Raises BadRoute, and then changes nothing, if the route cannot be served."""
@@ -72,6 +106,10 @@ class RouteTable:
         self._routes[route.routespec] = route
         self._stored[route.routespec] = stored
         self._rendered.setdefault(host, {})[key] = rendered
+        self._sockets.pop(route.routespec, None)
+        if route.unix:
+            self._sockets[route.routespec] = route.address
+        self.changes += 1
 
     def _same(self, host: str, key: str) -> list[str]:
         """Routespecs that spell the same path differently; Envoy refuses a map with one key twice."""
@@ -88,6 +126,8 @@ class RouteTable:
         route = self._routes.pop(routespec, None)
         if route is not None:
             del self._stored[routespec]
+            self._sockets.pop(routespec, None)
+            self.changes += 1
             host, path = routes.split_routespec(routespec)
             del self._rendered[host][routes.canonical(path)]
             if not self._rendered[host]:
@@ -96,38 +136,72 @@ class RouteTable:
 
     def snapshot(self) -> Snapshot:
         """A frozen copy that a thread can turn into text."""
-        return Snapshot(list(self._stored.values()), {host: dict(r) for host, r in self._rendered.items()})
+        rendered = {host: dict(r) for host, r in self._rendered.items()}
+        return Snapshot(list(self._stored.values()), rendered, self.changes)
 
     @classmethod
     def load(cls, path: Path) -> RouteTable:
         """The stored table, empty if there is no file. Raises TableUnreadable, OSError."""
         table = cls()
-        try:
-            document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if document["format"] != FORMAT:
-                raise TableUnreadable(f"{path} has format {document['format']}, expected {FORMAT}")
-            for routespec, stored in document["routes"].items():
-                table.set(Route(routespec, stored["target"], stored["address"], stored["data"]))
-        except FileNotFoundError:
-            return table
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TableUnreadable(f"{path} is damaged: {error}") from error
+        changes, stored = _read(path, "changes")
+        table._restore(path, stored)
+        beside = path.with_name(RECENT_FILE)
+        latest, stored = _read(beside, "latest")
+        if latest > changes:
+            table._restore(beside, stored, after=changes)
+        table.changes = max(changes, latest)
         return table
+
+    def _restore(self, path: Path, stored: dict[str, dict[str, Any]], *, after: int = -1) -> None:
+        try:
+            for routespec, members in stored.items():
+                if int(members.get("change", 0)) > after:
+                    self.set(Route(routespec, members["target"], members["address"], members["data"]))
+        except (ValueError, KeyError, TypeError, AttributeError, BadRoute) as error:
+            raise TableUnreadable(path, f"is damaged: {error}") from error
+
+
+def _read(path: Path, number: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The member `number` of a stored document, 0 if it has none, and its routes. Raises TableUnreadable, OSError."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != FORMAT:
+            raise TableUnreadable(path, f"has format {document['format']}, expected {FORMAT}")
+        stored = {spec: dict(members) for spec, members in document["routes"].items()}
+        return int(document.get(number, 0)), stored
+    except FileNotFoundError:
+        return 0, {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TableUnreadable(path, f"is damaged: {error}") from error
 
 
 class Snapshot:
     """The table at one moment."""
 
-    def __init__(self, stored: list[str], rendered: dict[str, dict[str, bytes]]) -> None:
+    def __init__(self, stored: list[str], rendered: dict[str, dict[str, bytes]], changes: int) -> None:
         self._stored = stored
         self._rendered = rendered
+        self._changes = changes
 
     def save(self, path: Path) -> None:
         """Write the table durably."""
-        text = f'{{"format":{FORMAT},"routes":{{\n' + ",\n".join(self._stored) + "\n}}\n"
-        write_atomically(path, text, durable=True)
+        head = f'{{"format":{FORMAT},"changes":{self._changes},"routes":{{\n'
+        write_atomically(path, head + ",\n".join(self._stored) + "\n}}\n", durable=True)
 
-    def publish(self, path: Path, version: str, *, trusted_hops: int) -> None:
-        """Write what Envoy reads. Not durable: it is rendered again at every start."""
-        content = routes.render_table(version, self._rendered, trusted_hops=trusted_hops)
-        write_atomically(path, content, durable=False)
+    def render(self, version: str, *, trusted_hops: int) -> bytes:
+        """What Envoy reads."""
+        return routes.render_table(version, self._rendered, trusted_hops=trusted_hops)
+
+
+def save_recent(path: Path, newest: list[tuple[Route, int]]) -> None:
+    """Write routes that are newer than the stored table, each with the number of its change.
+
+    Not durable, since whoever opened a notebook waits for it: this survives a killed hub, and the table, which follows
+    within seconds, a power cut too.
+    """
+    stored = {
+        route.routespec: {"change": change, "target": route.target, "address": route.address, "data": route.data}
+        for route, change in newest
+    }
+    latest = max((change for _, change in newest), default=0)
+    write_atomically(path, json.dumps({"format": FORMAT, "latest": latest, "routes": stored}), durable=False)

@@ -19,7 +19,12 @@ SCHEMA: dict[str, dict[str, tuple[int, str]]] = {
         "most_specific_header_mutations_wins": (10, "number"),
         "ignore_port_in_host_matching": (14, "number"),
     },
-    "VirtualHost": {"name": (1, "text"), "domains": (2, "text"), "matcher": (21, "Matcher")},
+    "VirtualHost": {
+        "name": (1, "text"),
+        "domains": (2, "text"),
+        "retry_policy": (16, "RetryPolicy"),
+        "matcher": (21, "Matcher"),
+    },
     "Matcher": {
         "matcher_list": (1, "MatcherList"),
         "matcher_tree": (2, "MatcherTree"),
@@ -58,14 +63,25 @@ SCHEMA: dict[str, dict[str, tuple[int, str]]] = {
     },
     "RouteAction": {
         "cluster": (1, "text"),
+        "metadata_match": (4, "Metadata"),
         "timeout": (8, "Duration"),
         "retry_policy": (9, "RetryPolicy"),
         "idle_timeout": (24, "Duration"),
         "upgrade_configs": (25, "UpgradeConfig"),
     },
+    "Metadata": {"filter_metadata": (1, "MetadataEntry")},
+    "MetadataEntry": {"key": (1, "text"), "value": (2, "Struct")},
+    "Struct": {"fields": (1, "StructEntry")},
+    "StructEntry": {"key": (1, "text"), "value": (2, "Value")},
+    "Value": {"string_value": (3, "text")},
     "UpgradeConfig": {"upgrade_type": (1, "text"), "enabled": (2, "BoolValue")},
     "BoolValue": {"value": (1, "number")},
-    "RetryPolicy": {"retry_on": (1, "text"), "num_retries": (2, "UInt32Value"), "retry_back_off": (8, "BackOff")},
+    "RetryPolicy": {
+        "retry_on": (1, "text"),
+        "num_retries": (2, "UInt32Value"),
+        "retry_back_off": (8, "BackOff"),
+        "retriable_request_headers": (10, "HeaderMatcher"),
+    },
     "BackOff": {"base_interval": (1, "Duration"), "max_interval": (2, "Duration")},
     "UInt32Value": {"value": (1, "number")},
     "Duration": {"seconds": (1, "number"), "nanos": (2, "number")},
@@ -73,6 +89,21 @@ SCHEMA: dict[str, dict[str, tuple[int, str]]] = {
     "DataSource": {"inline_string": (3, "text")},
     "HeaderValueOption": {"header": (1, "HeaderValue"), "append_action": (3, "number")},
     "HeaderValue": {"key": (1, "text"), "value": (2, "text")},
+    "envoy.extensions.filters.http.buffer.v3.BufferPerRoute": {"disabled": (1, "number")},
+    "envoy.extensions.matching.common_inputs.network.v3.FilterStateInput": {"key": (1, "text")},
+    "envoy.config.core.v3.TypedExtensionConfig": {"name": (1, "text"), "typed_config": (2, "Any")},
+    "envoy.extensions.common.matching.v3.ExtensionWithMatcher": {
+        "extension_config": (2, "Extension"),
+        "xds_matcher": (3, "Matcher"),
+    },
+    "envoy.extensions.filters.http.composite.v3.Composite": {},
+    "envoy.extensions.filters.http.composite.v3.ExecuteFilterAction": {"typed_config": (1, "Extension")},
+    "envoy.extensions.filters.http.set_filter_state.v3.Config": {
+        "on_request_headers": (1, "FilterStateValue"),
+        "clear_route_cache": (2, "number"),
+    },
+    "FilterStateValue": {"object_key": (1, "text"), "format_string": (2, "FormatString"), "factory_key": (6, "text")},
+    "FormatString": {"text_format_source": (5, "DataSource")},
 }
 TYPE_PREFIX = "type.googleapis.com/"
 

@@ -139,6 +139,7 @@ class Hubs:
         """What SIGKILL of the hub leaves: nothing of Python's, Envoy untouched."""
         assert proxy._supervision is not None
         proxy._supervision.cancel()
+        proxy._open()[1].cancel()  # what it planned to write
         self.alive.remove(proxy)
 
     async def end(self) -> None:
@@ -147,6 +148,10 @@ class Hubs:
         state = self.folder / "proxy" / "envoy.json"
         if state.exists():  # A test failed between a kill and the next start.
             os.kill(json.loads(state.read_text())["pid"], signal.SIGKILL)
+            draining = self.folder / "proxy" / "draining.json"
+            for old in json.loads(draining.read_text()) if draining.exists() else []:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(old["identity"]["pid"], signal.SIGKILL)
 
 
 @pytest.fixture

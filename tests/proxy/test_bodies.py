@@ -9,13 +9,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
-from urllib.parse import urlsplit
 
 import pytest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from marimohub.proxy import EnvoyProxy
-from tests.proxy.conftest import Hubs, Upstream, raw, tcp_sockets
+from tests.proxy.conftest import Hubs, Upstream, raw
 
 Start = Callable[..., Upstream]
 MB = 1024 * 1024
@@ -56,10 +55,11 @@ async def post(proxy: EnvoyProxy, path: str, size: int, *headers: str) -> tuple[
 
 async def active(proxy: EnvoyProxy) -> int:
     """Connections from Envoy to any server."""
-    servers = {urlsplit(route["target"]).port for route in (await proxy.get_all_routes()).values()}
-    assert proxy._process is not None and proxy._process.identity is not None
-    sockets = await asyncio.to_thread(tcp_sockets, proxy._process.identity.pid)
-    return len([remote for state, _, remote in sockets if state == "01" and remote in servers])
+    found = re.search(
+        r'^envoy_cluster_upstream_cx_active{envoy_cluster_name="upstream"} (\d+)$', await proxy._admin.metrics(), re.M
+    )
+    assert found
+    return int(found[1])
 
 
 SLOW = [
@@ -188,17 +188,17 @@ async def test_a_body_that_makes_no_progress_ends_the_request(
 
 
 async def test_stalled_bodies_are_given_up_sooner_when_memory_gets_short(hubs: Hubs, upstream: Start) -> None:
-    proxy = hubs.proxy(max_memory_mb=100)
+    proxy = hubs.proxy(max_memory_mb=135)
     await proxy.start()
     await proxy.add_route("/", upstream("hub").url, {"hub": True})
     await proxy.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
     socket = await websocket_connect(f"ws://127.0.0.1:{port(proxy)}/user/alice/ws")
     lines = ("POST /hub/api/x HTTP/1.1", f"Content-Length: {30 * MB}")
-    held = [await send(proxy, *lines, body=bytes(25 * MB)) for _ in range(8)]
+    held = [await send(proxy, *lines, body=bytes(25 * MB)) for _ in range(4)]
     answers = [asyncio.create_task(reader.readuntil(b"\r\n\r\n")) for reader, _ in held]
     # 10 seconds, not 120; when some are gone and memory is no longer short, the others may go on
     given_up, left = await asyncio.wait(answers, timeout=30)
-    assert len(given_up) >= 4 and all(b" 408 " in task.result() for task in given_up)
+    assert len(given_up) >= 2 and all(b" 408 " in task.result() for task in given_up)
     for task in left:
         task.cancel()
     for _, writer in held:

@@ -25,11 +25,16 @@ def test_any_changed_setting_or_argument_needs_a_new_envoy() -> None:
 def test_admin_is_a_private_socket_and_never_a_port() -> None:
     admin = bootstrap.render(Settings("::", 1))["admin"]
     assert admin["address"] == {"pipe": {"path": "admin.sock", "mode": 0o600}}
-    assert [list(match) for match in admin["allow_paths"]] == [["exact"], ["exact"]]
+    assert [list(match) for match in admin["allow_paths"]] == [["exact"], ["exact"], ["exact"]]
+    assert [match["exact"].partition("?")[0] for match in admin["allow_paths"]] == [
+        "/ready",
+        "/stats",
+        "/stats/prometheus",
+    ]
 
 
 def test_no_path_is_rewritten() -> None:
-    (listener,) = bootstrap.render(Settings("::", 1))["static_resources"]["listeners"]
+    (listener,) = json.loads(bootstrap.render_listeners(Settings("::", 1)))["resources"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     assert manager["normalize_path"] is False
     assert manager["merge_slashes"] is False
@@ -45,5 +50,5 @@ def test_pages_escape_what_they_show_and_load_nothing() -> None:
     html = pages.SERVER_NOT_RUNNING.html('/b"><script>/hub/notebooks')
     assert "<script" not in html
     assert "src=" not in html
-    assert "http" not in html
+    assert "://" not in html
     assert json.loads(pages.HUB_RESTARTING.json())["error"]["code"] == "hub_restarting"

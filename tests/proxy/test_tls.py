@@ -13,7 +13,9 @@ import pytest
 
 from marimohub.proxy import EnvoyProxy
 from tests.hub import free_port
+from tests.proxy import http2
 from tests.proxy.conftest import Hubs, Upstream, raw
+from tests.proxy.tap import HANDSHAKE, Tap
 
 Start = Callable[..., Upstream]
 
@@ -109,3 +111,48 @@ async def test_https_targets_are_verified(
     trusting = hubs.proxy(public_url=proxy.public_url, verify_upstream=False)
     await trusting.start()
     assert (await raw(trusting, "/user/named/")).server == "secure"
+
+
+async def test_hosts_are_told_apart_over_every_protocol(hubs: Hubs, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, "hosts")
+    url = f"https://127.0.0.1:{free_port()}/"
+    proxy = hubs.proxy(public_url=url, ssl_cert=certificate, ssl_key=key, host_routing=True)
+    await proxy.start()
+    taps = {name: await Tap(name).start() for name in ("hub", "ann", "bob", "zoe")}
+    await proxy.add_route("hub.tld/", taps["hub"].url, {"hub": True})
+    for name, host in (("ann", "ann.hub.tld"), ("bob", "bob.hub.tld"), ("zoe", "xn--zo-uka.hub.tld")):
+        await proxy.add_route(f"{host}/user/{name}/", taps[name].url, {"user": name})
+    port = int(url.rsplit(":", 1)[1].strip("/"))
+    context = ssl.create_default_context(cafile=certificate)
+    for host, path, owner in (
+        ("ann.hub.tld", "/user/ann/", "ann"),
+        ("ANN.Hub.TLD:8443", "/user/ann/", "ann"),
+        ("xn--zo-uka.hub.tld", "/user/zoe/", "zoe"),
+        ("hub.tld", "/hub/", "hub"),
+        # a space belongs to its host: one user's origin never shows another's server
+        ("bob.hub.tld", "/user/ann/", None),
+        ("hub.tld", "/user/ann/", "hub"),
+        ("ann.hub.tld.evil", "/user/ann/", None),
+        ("evil-ann.hub.tld", "/user/ann/", None),
+        ("ann.hub.tld.", "/user/ann/", None),
+    ):
+        found = []
+        for headers in ((), HANDSHAKE):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+            head = (f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: close" if not headers else "", *headers)
+            writer.write(("\r\n".join(filter(None, head)) + "\r\n\r\n").encode())
+            await reader.readuntil(b"\r\n\r\n")
+            found.append({name for name, tap in taps.items() if tap.asked})
+            writer.close()
+            for tap in taps.values():
+                tap.forget()
+        connection = await http2.Connection.open(port, certificate)
+        answer = await connection.ask(*http2.request(path.encode(), host=host.encode()))
+        assert answer is not None
+        connection.close()
+        found.append({name for name, tap in taps.items() if tap.asked})
+        for tap in taps.values():
+            tap.forget()
+        assert found == [{owner} - {None}] * 3, (host, path)
+    for tap in taps.values():
+        await tap.close()
