@@ -79,7 +79,7 @@ def _restore_signals() -> None:
 
 def _close_others(handles: Handles) -> None:
     """Keep the descriptors that a server needs, and not one more."""
-    keep = sorted({handles.listener, handles.secrets, handles.guard, handles.told, *sandbox.prepared()})
+    keep = sorted({handles.listener, handles.secrets, handles.guard, handles.told})
     for low, high in zip([2, *keep], [*keep, os.sysconf("SC_OPEN_MAX")], strict=True):
         os.closerange(low + 1, high)
 

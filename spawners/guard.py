@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from marimohub.spawners import processes, sandbox
+from marimohub.spawners import processes
 from marimohub.spawners.cgroups import Cgroups
 from marimohub.spawners.child import Handles, become
 from marimohub.spawners.job import KEEP, MAX_JOB_BYTES, BadJob, Job
@@ -48,7 +48,7 @@ def run(job: int, listener: int, secrets: int, log: int, hub_pid: int) -> NoRetu
         processes.adopt_orphans()
         processes.set_name("marimohub-guard")
         _take_log(log)
-        keep = sorted({job, listener, secrets, *sandbox.prepared()})
+        keep = sorted({job, listener, secrets})
         for low, high in zip([2, *keep], [*keep, os.sysconf("SC_OPEN_MAX")], strict=True):
             os.closerange(low + 1, high)
         status = Guard(socket.socket(fileno=job), listener, secrets, hub_pid).run()

@@ -169,12 +169,11 @@ def has_unix(version: int) -> bool:
 class Ruleset:
     """Rules in the making: everything that is not allowed will be denied once `restrict_self` was called."""
 
-    def __init__(self, *, net: Net | None = None, files: bool = True, version: int | None = None) -> None:
+    def __init__(self, *, net: Net | None = None, version: int | None = None) -> None:
         """All rights on files that the kernel knows are handled, all its scopes, and what `net` says.
 
         Args:
             net: what is denied but for `allow_ports`.
-            files: False: only what `net` says.
             version: for tests: as if the kernel had this older ABI.
         Raises:
             LandlockError: the kernel has no Landlock, or cannot handle `net`.
@@ -188,9 +187,9 @@ class Ruleset:
                 f"TCP ports can be confined from Landlock ABI 4 on (Linux 6.7); this kernel has {known}."
             )
         self.abi = min(known, NEWEST_ABI)
-        self.fs = fs_rights(self.abi) if files else Fs(0)
+        self.fs = fs_rights(self.abi)
         self.net = net
-        scoped = Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL if files and has_scopes(self.abi) else Scope(0)
+        scoped = Scope.ABSTRACT_UNIX_SOCKET | Scope.SIGNAL if has_scopes(self.abi) else Scope(0)
         attr = _RulesetAttr(int(self.fs), int(net), int(scoped))
         # an older kernel refuses a longer struct than it knows if the rest is not zero: hand over only what is used
         size = 8 if not has_net(self.abi) else 16 if not has_scopes(self.abi) else 24
@@ -198,10 +197,6 @@ class Ruleset:
             self._fd = _call(_CREATE_RULESET, ctypes.byref(attr), ctypes.c_size_t(size), ctypes.c_uint32(0))
         except OSError as error:
             raise LandlockError(f"The kernel refused a Landlock ruleset: {error.strerror}.") from error
-
-    def fileno(self) -> int:
-        """Its descriptor, which a forked process may use."""
-        return self._fd
 
     def __enter__(self) -> Ruleset:
         return self

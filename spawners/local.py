@@ -74,8 +74,7 @@ class LocalMarimoSpawner(LocalSettings, Spawner):
         spawner = cls(config=hub.config)
         pool = cls._pool(hub.log)
         await pool.prepare_cgroups(spawner.users_dir)
-        connect = spawner.rules.connect(hub.hub.api_url) if spawner.sandbox == "on" else None
-        pool.spawn_server(sys.executable, spawner.preload, connect).start_soon()
+        pool.spawn_server(sys.executable, spawner.preload).start_soon()
 
     @classmethod
     async def close(cls) -> None:
@@ -199,8 +198,7 @@ class LocalMarimoSpawner(LocalSettings, Spawner):
         secrets = {name: env.pop(name) for name in SECRETS if name in env}
         argv = None if self.cmd == COMMAND else (*self.cmd, *self.get_args())
         job = await asyncio.to_thread(self._job, env, argv)
-        python = self.interpreter if argv is None else sys.executable
-        spawn_server = pool.spawn_server(python, self.preload, job.sandbox.connect if job.sandbox else None)
+        spawn_server = pool.spawn_server(self.interpreter if argv is None else sys.executable, self.preload)
         return await spawn_server.spawn(job, listener, secrets, log)
 
     def _hold(self, server: Server) -> None:

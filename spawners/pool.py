@@ -14,7 +14,6 @@ from marimohub.spawners import processes
 from marimohub.spawners.cgroups import CgroupError, Cgroups
 from marimohub.spawners.identities import Identities
 from marimohub.spawners.job import Limits
-from marimohub.spawners.sandbox import Ranges
 from marimohub.spawners.spawn_client import SpawnServer
 
 
@@ -31,16 +30,11 @@ class Pool:
         self._kept: set[Path] = set()
         self._clearing: dict[Path, asyncio.Task[None]] = {}
 
-    def spawn_server(self, python: str, preload: Sequence[str], connect: Ranges | None) -> SpawnServer:
-        """The warm process of an interpreter, not necessarily started yet.
-
-        Args:
-            connect: `Sandbox.connect` of what it is to start: it makes these rules in advance.
-        """
+    def spawn_server(self, python: str, preload: Sequence[str]) -> SpawnServer:
+        """The warm process of an interpreter, not necessarily started yet."""
         key = (python, tuple(preload))
         if key not in self._spawn_servers:
             self._spawn_servers[key] = SpawnServer(python, preload, self._log)
-        self._spawn_servers[key].connect = connect
         return self._spawn_servers[key]
 
     def identities(self, users_dir: Path, uid_range: tuple[int, int]) -> Identities:

@@ -36,7 +36,6 @@ __all__ = [
     "missing",
     "ports",
     "prepare",
-    "prepared",
     "standard_paths",
     "unsupported",
 ]
@@ -57,8 +56,6 @@ _KERNEL_FILES = ("/proc", "/sys")
 
 
 Ranges = tuple[tuple[int, int], ...]
-
-_ports: tuple[Ranges, Ruleset] | None = None
 
 
 class SandboxError(Exception):
@@ -100,31 +97,9 @@ def can_view(as_root: bool | None = None) -> bool:
     return view.possible(os.geteuid() == 0 if as_root is None else as_root)
 
 
-def prepare(connect: Ranges | None = None) -> None:
-    """Do once what is the same for all processes that are forked from here, before the first of them.
-
-    Args:
-        connect: the `Sandbox.connect` that most of them will have: ten thousand ports take longer than all the rest.
-            Keep the descriptors of `prepared` open in them.
-    Raises:
-        SandboxError: the kernel refuses the ports.
-    """
-    global _ports
+def prepare() -> None:
+    """Find out once, before the first of them, what is the same for all processes that are forked from here."""
     can_view()
-    if connect is None or not landlock.has_net(landlock.abi()):
-        return
-    try:
-        rules = Ruleset(net=Net.CONNECT_TCP, files=False)
-        for low, high in connect:
-            rules.allow_ports(low, high, Net.CONNECT_TCP)
-    except LandlockError as error:
-        raise SandboxError(str(error)) from error
-    _ports = (connect, rules)
-
-
-def prepared() -> tuple[int, ...]:
-    """The descriptors that `prepare` left open for `confine`, which closes them."""
-    return () if _ports is None else (_ports[1].fileno(),)
 
 
 def enter_view(sandbox: Sandbox, temp: str | None = None) -> bool:
@@ -197,10 +172,11 @@ def _unix_sockets(version: int, own_user: bool, private: bool) -> bool:
 
 
 def _put_rules(sandbox: Sandbox, version: int, *, own_user: bool, private: bool) -> None:
+    # All in one layer: one without rules for files, made before the fork to save the ports' time, would deny every move
+    # from folder to folder, since Landlock denies that in each layer that does not allow it.
     net = Net(0)
-    ready = _ports_ready(sandbox.connect)
     if landlock.has_net(version):
-        net |= Net(0) if sandbox.connect is None or ready else Net.CONNECT_TCP
+        net |= Net(0) if sandbox.connect is None else Net.CONNECT_TCP
         net |= Net(0) if sandbox.bind is None else Net.BIND_TCP
     with Ruleset(net=net) as rules:
         for path in sandbox.read:
@@ -213,35 +189,10 @@ def _put_rules(sandbox: Sandbox, version: int, *, own_user: bool, private: bool)
         for path in sandbox.shared_memory:
             _allow(rules, path, Fs.READ | Fs.CHANGE if private else _SHARED_MEMORY)
         for low, high in sandbox.connect or ():
-            if not ready:
-                rules.allow_ports(low, high, Net.CONNECT_TCP)
+            rules.allow_ports(low, high, Net.CONNECT_TCP)
         for low, high in sandbox.bind or ():
             rules.allow_ports(low, high, Net.BIND_TCP)
         rules.restrict_self()
-    if ready:
-        ready.restrict_self()
-    _forget_ports()
-
-
-def _ports_ready(connect: Ranges | None) -> Ruleset | None:
-    """The rules that `prepare` made, if they are those that are wanted."""
-    return _ports[1] if _ports is not None and _ports[0] == connect and _is_open(_ports[1]) else None
-
-
-def _forget_ports() -> None:
-    """Whoever has the descriptor could add rules, for all that are started later."""
-    global _ports
-    if _ports is not None and _is_open(_ports[1]):
-        _ports[1].close()
-    _ports = None
-
-
-def _is_open(rules: Ruleset) -> bool:
-    """Whether the number still stands for the rules: a fork may have closed it, and opened something else."""
-    try:
-        return "landlock" in os.readlink(f"/proc/self/fd/{rules.fileno()}")
-    except OSError:
-        return False
 
 
 def _allow(rules: Ruleset, path: str, rights: Fs) -> None:

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from marimohub.spawners import sandbox
 from marimohub.spawners.job import Job
 from marimohub.spawners.servers import GuardLost, Server
 from marimohub.spawners.spawn_server import COMMAND, SPAWN
@@ -46,8 +45,6 @@ class SpawnServer:
 
     def __init__(self, python: str, preload: Sequence[str], log: logging.Logger | Any) -> None:
         self.python, self._preload, self._log = python, tuple(preload), log
-        # Sandbox.connect of what it will start, as far as is known; None: not confined
-        self.connect: sandbox.Ranges | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -177,7 +174,6 @@ class SpawnServer:
                 str(theirs.fileno()),
                 str(os.getpid()),
                 ",".join(self._preload),
-                json.dumps(self.connect),
                 # HOME: nothing that is loaded now may remember a folder of the hub's user, or make one, even as root
                 env={**environment, "HOME": os.devnull},
                 cwd="/",

@@ -38,9 +38,7 @@ class CannotPreload(Exception):
 
 
 def main() -> NoReturn:
-    """`argv`: the control socket's number, the hub's pid, the modules to load with commas between them, and the ports
-    that servers may connect to (`Sandbox.connect`) as JSON.
-    """
+    """`argv`: the control socket's number, the hub's pid, and the modules to load, with commas between them."""
     control, hub_pid, preload = int(sys.argv[1]), int(sys.argv[2]), [name for name in sys.argv[3].split(",") if name]
     os.umask(0o077)
     os.chdir("/")
@@ -52,11 +50,10 @@ def main() -> NoReturn:
         sys.exit("The control socket is not the hub's.")
     try:
         missing = load(preload)
-        connect = json.loads(sys.argv[4])
-        sandbox.prepare(None if connect is None else tuple((low, high) for low, high in connect))
-    except (CannotPreload, sandbox.SandboxError) as error:
+    except CannotPreload as error:
         connection.send(json.dumps({"unusable": str(error)}).encode())
         sys.exit(UNUSABLE)
+    sandbox.prepare()
     connection.send(json.dumps({"ready": os.getpid(), "missing": missing}).encode())
     serve(connection, hub_pid)
     os._exit(0)

@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from marimohub.snapshots import sample
 from tests.hub import Hub, Person
@@ -100,8 +101,14 @@ def test_two_people_hand_a_notebook_over(hub: Hub, browser: Any, artifacts: Path
     # open: marimo in a new tab, with rows of the warehouse
     tab = open_notebook(ann, "sales")
     tab.get_by_text("What is in the warehouse").first.wait_for()
-    tab.locator("marimo-dropdown").first.get_by_text("analytics.customer_value").click()
-    tab.get_by_text("sales.customers", exact=True).last.click()
+    choices = tab.get_by_text("sales.customers", exact=True)
+    for _ in range(10):  # while the notebook still runs, marimo closes the list again
+        tab.locator("marimo-dropdown").first.get_by_text("analytics.customer_value").click()
+        try:
+            choices.last.click(timeout=3_000)
+            break
+        except PlaywrightTimeout:
+            continue
     tab.get_by_text(re.compile(r"\*\*\*@\w+\.\w+")).first.wait_for()
     assert tab.get_by_text(re.compile(r"\w+\.\w+\d+@\w+")).count() == 0
     tab.locator("marimohub-snapshot").get_by_text("Data as of").wait_for()

@@ -289,40 +289,15 @@ def test_a_closed_network_reaches_the_hub_and_nothing_else(world: World, setting
         assert in_child(look, mine, others, **closed) == ["", "EACCES", "EPERM", "EACCES"]
 
 
-@needs_abi(4)
-@pytest.mark.parametrize("fate", ["kept", "closed", "replaced", "for other ports"])
-def test_ports_that_were_prepared_hold_as_if_they_were_not(world: World, fate: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as hub, socket.create_server(("127.0.0.1", 0)) as other:
-        mine, others = hub.getsockname()[1], other.getsockname()[1]
-        sandbox.prepare(((mine, mine),) if fate != "for other ports" else ((others, others),))
-        (number,) = sandbox.prepared()
-        confined = world.confined(own_user=True, private=False, connect=((mine, mine),))
+@needs_abi(2)
+def test_files_move_between_folders_of_ones_own(world: World, setting: Setting) -> None:
+    def look() -> str:
+        for name in ("one", "two"):
+            (world.home / name).mkdir()
+        (world.home / "one/file").write_text("x")
+        return denied(os.rename, world.home / "one/file", world.home / "two/file")
 
-        def confine() -> None:
-            if fate in ("closed", "replaced"):
-                os.close(number)
-            if fate == "replaced":
-                assert os.dup2(0, number) == number
-            confined["confine"]()
-
-        def look() -> list[str]:
-            tries = [denied(socket.create_connection, ("127.0.0.1", port), 5) for port in (mine, others)]
-            rules = [fd for fd in os.listdir("/proc/self/fd") if "landlock" in _target(fd)]
-            return [*tries, denied(socket.create_server, ("127.0.0.1", 0)), denied(os.fstat, number), *rules]
-
-        try:
-            gone = "" if fate == "replaced" else "EBADF"
-            assert in_child(look, confine=confine) == ["", "EACCES", "EACCES", gone]
-        finally:
-            sandbox._forget_ports()
-        assert sandbox.prepared() == ()
-
-
-def _target(fd: str) -> str:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except FileNotFoundError:  # the one that lists
-        return ""
+    assert in_child(look, **world.confined(**setting.options, connect=((1, 9999),))) == ""
 
 
 @pytest.mark.parametrize("version", range(1, 7))
