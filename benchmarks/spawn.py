@@ -22,11 +22,11 @@ from benchmarks.spawn_hubs import OurHub, SpawnHub, alive, make_hubs
 from tests.hub import Person
 from tests.spawners.escape.notebook import NotebookPage
 
-ROUNDS = 4 if quick() else 10
-IDLE = (1, 5) if quick() else (1, 10, 50)
-OPEN = 5 if quick() else 10
+ROUNDS = 1 if quick() else 10
+IDLE = (1, 3) if quick() else (1, 10, 50)
+OPEN = IDLE[1]
 CROWD = 50
-OPENINGS = 3 if quick() else 6
+OPENINGS = 1 if quick() else 6
 
 
 def pss_mb(pids: list[int]) -> float:
