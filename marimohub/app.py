@@ -42,6 +42,7 @@ from marimohub.spawners.marimo import MarimoSpawner
 from marimohub.startup import (
     StartupError,
     build_sample_warehouse,
+    cancel_at_signals,
     check_port_free,
     masking_key,
     prepare_data_dir,
@@ -105,7 +106,6 @@ class MarimoHub(jupyterhub_app.JupyterHub):
     snapshot_deadline = Float(60.0, help="How long to try for a consistent copy of the warehouse, in seconds.").tag(
         config=True
     )
-
     snapshot_memory_limit = Unicode(
         "2GB", help='Memory that a process which builds snapshots may use for data, as DuckDB takes it: "2GB".'
     ).tag(config=True)
@@ -456,7 +456,13 @@ class MarimoHub(jupyterhub_app.JupyterHub):
         """As JupyterHub, but what stops the start is a sentence on the terminal, and a new proxy does not stay."""
         try:
             await self.initialize(argv)
+            if not self.subapp:
+                cancel_at_signals()  # until JupyterHub's handlers, which start() sets last
             await self.start()
+        except asyncio.CancelledError:
+            await self._end_new_proxy()
+            print("marimohub: Ended before it had started.", file=sys.stderr, flush=True)
+            self.exit(1)
         except SystemExit as ending:
             if ending.code:
                 await self._end_new_proxy()

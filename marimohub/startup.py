@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import re
 import resource
 import secrets
+import signal
 import socket
 import stat
 import subprocess
@@ -152,6 +154,14 @@ def masking_key(path: Path) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{22}", key):
         raise StartupError(f"{file} is damaged. Restore it from a backup; without it, hashed values will be others.")
     return key
+
+
+def cancel_at_signals() -> None:
+    """Have SIGTERM and SIGINT cancel the task that calls this: what it has started does not stay behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 def raise_file_limit() -> None:

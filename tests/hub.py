@@ -112,6 +112,7 @@ class Hub:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.process = None
 
     def setup_link(self) -> str:
         """The newest set-up link in the log."""

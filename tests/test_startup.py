@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import duckdb
@@ -292,6 +294,21 @@ def test_token_and_upgrade_commands_work_on_the_hubs_own_database(hub: Hub) -> N
     upgraded = run("upgrade-db")
     assert upgraded.returncode == 0, upgraded.stderr
     assert "up to date" in upgraded.stdout
+
+
+def test_a_hub_that_is_ended_while_it_starts_leaves_no_proxy(hub: Hub) -> None:
+    hub.start(wait=False)
+    assert hub.process is not None
+    record = hub.data / "proxy/envoy.json"
+    deadline = time.monotonic() + 60
+    while not record.exists():
+        assert time.monotonic() < deadline and hub.process.poll() is None, hub.log
+        time.sleep(0.001)
+    envoy = json.loads(record.read_text())["pid"]
+    hub.process.terminate()
+    assert hub.process.wait(60) in (0, 1), hub.log
+    assert not Path(f"/proc/{envoy}").exists()
+    assert "Traceback" not in hub.log
 
 
 def test_help_lists_our_settings(hub: Hub) -> None:
