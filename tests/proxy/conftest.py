@@ -207,3 +207,12 @@ async def raw(proxy: EnvoyProxy, target: str | bytes, *headers: str, method: str
         body = await reader.readexactly(int(fields.get("content-length", 0)))
     writer.close()
     return Answer(int(first.split(" ", 2)[1]), fields, body)
+
+
+async def started(hubs: Hubs, upstream: Callable[..., Upstream], **traits: Any) -> EnvoyProxy:
+    """A proxy with the routes of a hub and of alice."""
+    proxy = hubs.proxy(**traits)
+    await proxy.start()
+    await proxy.add_route("/", upstream("hub").url, {"hub": True})
+    await proxy.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
+    return proxy

@@ -8,14 +8,13 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from tornado import httpserver, iostream, netutil, web
 from tornado.websocket import websocket_connect
 
 from marimohub.proxy import EnvoyProxy, limits
-from tests.proxy.conftest import Answer, Hubs, Upstream, raw
+from tests.proxy.conftest import Answer, Hubs, Upstream, raw, started
 
 Start = Callable[..., Upstream]
 MB = 1024 * 1024
@@ -23,14 +22,6 @@ MB = 1024 * 1024
 
 def port(proxy: EnvoyProxy) -> int:
     return int(proxy.public_url.rsplit(":", 1)[1].strip("/"))
-
-
-async def started(hubs: Hubs, upstream: Start, **traits: Any) -> EnvoyProxy:
-    proxy = hubs.proxy(**traits)
-    await proxy.start()
-    await proxy.add_route("/", upstream("hub").url, {"hub": True})
-    await proxy.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
-    return proxy
 
 
 async def ask(proxy: EnvoyProxy, client: str, target: str = "/hub/home", *headers: str, method: str = "GET") -> Answer:

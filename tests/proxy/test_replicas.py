@@ -98,6 +98,15 @@ async def with_hub(hubs: Hubs, shared: Path, upstream: Start, **traits: Any) -> 
     return hub
 
 
+async def with_alice(hubs: Hubs, shared: Path, upstream: Start, add_replica: Add) -> tuple[EnvoyProxy, Replica]:
+    """A hub's proxy and a replica that serves alice's route, too."""
+    hub = await with_hub(hubs, shared, upstream)
+    replica = await add_replica()
+    await hub.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
+    await until(served_is(replica, "/user/alice/", "alice"))
+    return hub, replica
+
+
 def cut_off(replica: Replica) -> Callable[[], None]:
     """Take the shared folder from the replica; the answer gives it back."""
     way = Path(replica.share_dir)
@@ -126,10 +135,7 @@ async def test_a_route_is_served_by_every_proxy_when_add_route_returns(
 async def test_open_websockets_outlive_route_changes_and_a_killed_hub(
     hubs: Hubs, upstream: Start, shared: Path, add_replica: Add
 ) -> None:
-    hub = await with_hub(hubs, shared, upstream)
-    replica = await add_replica()
-    await hub.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
-    await until(served_is(replica, "/user/alice/", "alice"))
+    hub, replica = await with_alice(hubs, shared, upstream, add_replica)
     connection = await websocket_connect(replica.public_url.replace("http", "ws", 1) + "user/alice/ws")
     port = int(hub.public_url.rsplit(":", 1)[1].strip("/"))
     await hubs.kill(hub)
@@ -147,10 +153,7 @@ async def test_open_websockets_outlive_route_changes_and_a_killed_hub(
 async def test_a_proxy_that_lost_the_folder_serves_no_routes_and_keeps_open_connections(
     hubs: Hubs, upstream: Start, shared: Path, add_replica: Add, impatient: None
 ) -> None:
-    hub = await with_hub(hubs, shared, upstream)
-    replica = await add_replica()
-    await hub.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
-    await until(served_is(replica, "/user/alice/", "alice"))
+    hub, replica = await with_alice(hubs, shared, upstream, add_replica)
     connection = await websocket_connect(replica.public_url.replace("http", "ws", 1) + "user/alice/ws")
     give_back = cut_off(replica)
     await hub.delete_route("/user/alice/")  # the hub waits for its sign of life, and no longer
@@ -170,10 +173,7 @@ async def test_a_proxy_that_lost_the_folder_serves_no_routes_and_keeps_open_conn
 async def test_an_envoy_that_takes_no_routes_is_ended_before_the_hub_says_they_are_gone(
     hubs: Hubs, upstream: Start, shared: Path, add_replica: Add, impatient: None
 ) -> None:
-    hub = await with_hub(hubs, shared, upstream)
-    replica = await add_replica()
-    await hub.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
-    await until(served_is(replica, "/user/alice/", "alice"))
+    hub, replica = await with_alice(hubs, shared, upstream, add_replica)
     stuck = replica._process.identity  # type: ignore[union-attr]
     os.kill(stuck.pid, signal.SIGSTOP)
     await hub.delete_route("/user/alice/")
@@ -269,10 +269,7 @@ async def test_another_configuration_of_the_hub_reaches_the_replica(
 async def test_a_replica_that_is_started_again_takes_its_envoy_over_with_the_routes_of_now(
     hubs: Hubs, upstream: Start, shared: Path, add_replica: Add
 ) -> None:
-    hub = await with_hub(hubs, shared, upstream)
-    replica = await add_replica()
-    await hub.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
-    await until(served_is(replica, "/user/alice/", "alice"))
+    hub, replica = await with_alice(hubs, shared, upstream, add_replica)
     connection = await websocket_connect(replica.public_url.replace("http", "ws", 1) + "user/alice/ws")
     await replica._stop_watching()
     await replica.follower.leave()

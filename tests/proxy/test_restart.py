@@ -17,19 +17,11 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from marimohub.proxy import EnvoyProxy, ProxyStartFailed
 from marimohub.proxy.draining import Draining
-from tests.proxy.conftest import Hubs, Upstream, raw, tcp_sockets
+from tests.proxy.conftest import Hubs, Upstream, raw, started, tcp_sockets
 from tests.proxy.test_envoy import eventually, pid, running
 from tests.proxy.test_faults import envoys
 
 Start = Callable[..., Upstream]
-
-
-async def started(hubs: Hubs, upstream: Start, **traits: Any) -> EnvoyProxy:
-    proxy = hubs.proxy(**traits)
-    await proxy.start()
-    await proxy.add_route("/", upstream("hub").url, {"hub": True})
-    await proxy.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
-    return proxy
 
 
 async def restarted(hubs: Hubs, proxy: EnvoyProxy, **traits: Any) -> EnvoyProxy:
