@@ -37,7 +37,7 @@ def running(number: int) -> bool:
         return False
 
 
-async def eventually(check: Callable[[], bool], seconds: float = 5.0) -> float:
+async def eventually(check: Callable[[], bool], seconds: float = 30.0) -> float:
     start = time.monotonic()
     while not check():
         assert time.monotonic() - start < seconds, "did not happen in time"
