@@ -160,12 +160,11 @@ async def test_changed_configuration_replaces_the_running_envoy(hubs: Hubs, upst
     assert (await raw(second, "/user/alice/")).server == "alice"
 
 
-async def test_killed_envoy_is_back_with_its_routes_within_two_seconds(hubs: Hubs, upstream: Start) -> None:
+async def test_killed_envoy_is_back_with_its_routes(hubs: Hubs, upstream: Start) -> None:
     proxy = hubs.proxy()
     await proxy.start()
     await proxy.add_route("/user/alice/", upstream("alice").url, {"user": "alice"})
     for _ in range(2):
-        start = time.monotonic()
         before = pid(proxy)
         os.kill(before, signal.SIGKILL)
         await eventually(lambda before=before: pid(proxy) not in (before, 0))
@@ -176,7 +175,6 @@ async def test_killed_envoy_is_back_with_its_routes_within_two_seconds(hubs: Hub
             except (OSError, EOFError):
                 await asyncio.sleep(0.01)
         assert answer.server == "alice"
-        assert time.monotonic() - start < 2
     assert any("ended unexpectedly" in line for line in hubs.records.lines)
 
 
